@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# The front door. Everything is built by meson and ninja in $(BUILD).
+BUILD ?= build
+PREFIX ?= /usr/local
+DEPS = scripts/install-dependencies
+MESON = /usr/bin/python3 /usr/bin/meson
+
+.PHONY: all check demo shell bench install clean help
+.DEFAULT_GOAL = all
+
+all:                ## build everything in build/
+	@$(DEPS) build
+	@test -f $(BUILD)/build.ninja || $(MESON) setup $(BUILD) --prefix $(PREFIX) >/dev/null
+	@ninja -C $(BUILD) --quiet
+
+check: all          ## all tests; ends with `N passed, N failed`
+	@$(DEPS) qemu guest check
+	@scripts/check $(BUILD)
+
+demo: all           ## a Linux guest in a stock QEMU uses a disk of another process
+	@$(DEPS) qemu guest
+	@guest/demo
+
+shell: all          ## the demo's guest, with you in it
+	@$(DEPS) qemu guest
+	@guest/demo --shell
+
+bench: all          ## measure, side by side with the socket's own floor
+	@$(DEPS) qemu guest
+	@bench/run
+
+install: all        ## install under PREFIX (default /usr/local)
+	@DESTDIR=$(DESTDIR) $(MESON) install -C $(BUILD) --no-rebuild --quiet
+
+clean:              ## remove build/
+	rm -rf $(BUILD) $(BUILD)-*
+
+help:               ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18

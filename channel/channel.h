@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Framed messages with file descriptors over a stream socket.
+ *
+ * Theory. A message is a 16-byte header and msg_size - 16 bytes of payload. It is sent with one
+ * sendmsg(), its fds attached to the first byte; what the socket does not take is queued, and the
+ * queue is always drained before anything newer, so the stream is never torn. Received, a message
+ * may come in any pieces. The receiver reads exactly to the end of the header, then exactly to the
+ * end of the message: so fds that arrive belong to the message being read, whatever the peer
+ * merged into one sendmsg().
+ *
+ * Threads. No lock here. The receiving half and the sending half share no state: one thread may
+ * receive while another sends; two threads in one half is the caller's bug.
+ */
+#ifndef OB_CHANNEL_H
+#define OB_CHANNEL_H
+
+#include <sys/uio.h>
+
+#include "outboard/proto.h"
+
+/* One received message. */
+struct ob_msg {
+    struct ob_wire_hdr hdr;
+    uint8_t *payload; /* hdr.msg_size - 16 bytes; NULL when there are none */
+    uint32_t len;
+    bool oversize;    /* the payload exceeded the limit: it was drained, payload is NULL, len 0 */
+    unsigned nfds;
+    bool fds_lost;    /* more fds came than we take: the surplus was closed */
+    int fds[OB_MSG_FDS_MAX];
+    struct ob_msg *next; /* for the owner's lists */
+};
+
+/* The fd at index becomes the caller's; -1 when there is none (any more). */
+int ob_msg_claim_fd(struct ob_msg *msg, unsigned index);
+/* Frees the message and closes the fds nobody claimed. NULL is allowed. */
+void ob_msg_free(struct ob_msg *msg);
+
+struct ob_channel {
+    int fd;
+    uint32_t payload_max;
+    /* receiving half */
+    struct ob_msg *in; /* being assembled; NULL between messages */
+    uint32_t in_got;   /* bytes of header and payload that are there (or drained) */
+    /* sending half */
+    struct ob_out *out_head, *out_tail;
+    size_t out_bytes;
+};
+
+#define OB_CHANNEL_QUEUE_MAX (64u << 20) /* bytes that ob_channel_queue() keeps at most */
+
+/* fd is taken, made non-blocking and CLOEXEC. 0 or a negative errno (fd closed). */
+int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max);
+/* Closes the socket, drops what was queued or half received. */
+void ob_channel_fini(struct ob_channel *ch);
+
+/*
+ * Never blocks. 1: *out is a whole message, the caller's; 0: nothing whole yet; -ECONNRESET: the
+ * peer closed (*between messages* too); -EPROTO: a msg_size below 16, the stream is lost; other
+ * negative errno of recvmsg() or malloc().
+ */
+int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out);
+
+/*
+ * Never blocks: sends the message, or queues what the socket does not take. hdr->msg_size is set
+ * here. fds are borrowed. 0; -ENOBUFS: the queue is full, nothing was sent; -EPIPE and other
+ * negative errno: the connection is gone.
+ */
+int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                     unsigned niov, const int *fds, unsigned nfds);
+/* 1: the queue is empty; 0: the socket takes no more now; negative errno. Never blocks. */
+int ob_channel_flush(struct ob_channel *ch);
+/* ob_channel_queue(), then waits until all of the queue is sent. -ETIMEDOUT leaves the rest
+ * queued: the stream stays whole. */
+int ob_channel_send(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                    unsigned niov, const int *fds, unsigned nfds, int64_t deadline_ns);
+
+/* Waits for poll() events on the socket. Returns the events that are there, or -ETIMEDOUT. */
+int ob_channel_wait(const struct ob_channel *ch, short events, int64_t deadline_ns);
+
+/* Deadlines are CLOCK_MONOTONIC nanoseconds. timeout_ms < 0: OB_NO_DEADLINE. */
+#define OB_NO_DEADLINE INT64_MAX
+int64_t ob_now_ns(void);
+int64_t ob_deadline_ns(int timeout_ms);
+
+/* ---- socket.c ----------------------------------------------------------------------------- */
+
+/* Connects to a listening socket; returns the fd, -ETIMEDOUT, or connect()'s negative errno.
+ * -ENAMETOOLONG: path does not fit a socket address. */
+int ob_socket_connect(const char *path, int64_t deadline_ns);
+/* Listens on path; replaces a socket file that nobody serves. Returns the fd; -EADDRINUSE: a live
+ * server has it; -ENOTSOCK: something else is there; or a negative errno. */
+int ob_socket_listen(const char *path, unsigned mode, int backlog);
+
+/* ---- negotiate.c: the JSON of the VERSION messages ------------------------------------------ */
+
+void ob_caps_default(struct ob_caps *caps);
+/* Parses the JSON after struct ob_wire_version (len may be 0: all defaults). 0; -EINVAL with *why
+ * set to a static sentence. is_reply: twin_socket must then have a valid fd_index. */
+int ob_caps_parse(const void *json, size_t len, bool is_reply, struct ob_caps *out,
+                  const char **why);
+/* Prints compact JSON with its NUL into buf. Returns its length with the NUL, or -ENOSPC. Keys at
+ * their default value are left out, so that the text stays short. */
+int ob_caps_print(const struct ob_caps *caps, bool is_reply, char *buf, size_t size);
+
+#endif

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What `outboard serve NAME` needs of a device. A device uses the public headers only.
+ */
+#ifndef OB_DEVICES_DEVICE_H
+#define OB_DEVICES_DEVICE_H
+
+#include "outboard/pci.h"
+#include "outboard/server.h"
+
+/* Same as ob_server_ops.log. */
+typedef void (*ob_log_fn)(void *opaque, enum ob_log_level level, const char *line);
+
+struct ob_served {
+    const char *name;     /* "nvme" */
+    const char *operands; /* "IMAGE", or "" */
+    const char *summary;  /* one line for --help */
+    const char *options;  /* the device's own options, as --help prints them */
+    /*
+     * Builds the device. argv holds what follows SOCKET on the command line, argv[0] being the
+     * device's name (ready for getopt_long). On success *opaque and *server are set, and banner
+     * gets what the start line says about the device. On failure a sentence is in errbuf, and
+     * the return is 2 for a wrong command line, 1 for anything else.
+     */
+    int (*create)(int argc, char **argv, ob_log_fn log, void **opaque,
+                  struct ob_server **server, char *banner, size_t banner_size, char *errbuf,
+                  size_t errbuf_size);
+    /* Stops, writes back what is volatile, frees the device and its server. 0, or a negative
+     * errno when data could not be saved. */
+    int (*destroy)(void *opaque);
+};
+
+extern const struct ob_served ob_served_nvme, ob_served_gpio, ob_served_edu, ob_served_null;
+
+#endif

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The client side of vfio-user: a connection to one device that another process serves.
+ *
+ * Threads. Every function may be called from any thread at any time between connect and free,
+ * except where it says otherwise. There is no I/O thread: a caller that waits for its reply
+ * receives for everybody (it completes other callers' requests and serves the server's DMA
+ * requests through the callbacks). While nobody waits, the embedder's event loop does that: it
+ * watches ob_client_fd() for reading and calls ob_client_step().
+ *
+ * Results. Functions return >= 0, or a negative number of one of three classes:
+ *   OB_ERR_LOCAL      -errno of this process: a wrong argument, no memory
+ *   OB_ERR_TRANSPORT  -ENOTCONN: the connection is dead, ob_client_error() says why;
+ *                     -ETIMEDOUT: no reply within the deadline. The connection lives on; the
+ *                     late reply is dropped when it comes
+ *   OB_ERR_PEER       the server refused: ob_peer_errno() gives its errno
+ * Outputs are untouched on failure.
+ */
+#ifndef OUTBOARD_CLIENT_H
+#define OUTBOARD_CLIENT_H
+
+#include "proto.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum ob_err_class { OB_ERR_NONE, OB_ERR_LOCAL, OB_ERR_TRANSPORT, OB_ERR_PEER };
+
+enum ob_err_class ob_err_class(int rc);
+/* The errno of the server's refusal, positive (EINVAL where it sent 0 or nonsense), or 0 when rc
+ * is not of class OB_ERR_PEER. */
+int ob_peer_errno(int rc);
+/* "the server answered: Invalid argument"; into buf, which is returned. */
+const char *ob_strerror(int rc, char *buf, size_t size);
+
+struct ob_client;
+
+struct ob_client_options {
+    size_t size;    /* sizeof(struct ob_client_options): lets the structure grow */
+    int timeout_ms; /* for connecting, negotiating and each request; 0: 5000, < 0: for ever */
+
+    /*
+     * The server reads or writes our memory by message (DMA_READ, DMA_WRITE). Called with no lock
+     * held from whichever thread receives; must not wait for a reply on the same connection.
+     * Return 0 or a negative errno, which the server gets. NULL: every such request is refused.
+     */
+    int (*dma_read)(void *opaque, uint64_t address, void *data, uint32_t count);
+    int (*dma_write)(void *opaque, uint64_t address, const void *data, uint32_t count);
+    /* The connection died; called once, from the thread that found out, with no lock held. why
+     * is what ob_client_error() returns from then on. */
+    void (*lost)(void *opaque, const char *why);
+    void *opaque;
+};
+
+#define OB_CLIENT_OPTIONS_INIT                                                                     \
+    {                                                                                              \
+        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL                                \
+    }
+
+/*
+ * Connects to the server that listens on path, negotiates, and returns the client in *out.
+ * Blocks for the timeout at most. opt may be NULL. On failure errbuf (may be NULL) gets a sentence
+ * that says what was wrong and what to do. Since 0.1.
+ */
+int ob_client_connect(const char *path, const struct ob_client_options *opt,
+                      struct ob_client **out, char *errbuf, size_t errbuf_size);
+/* The same on a connected socket; fd is taken, also on failure. */
+int ob_client_connect_fd(int fd, const struct ob_client_options *opt, struct ob_client **out,
+                         char *errbuf, size_t errbuf_size);
+/* Closes the connection and frees everything. No other call may be under way or follow. No
+ * callback runs after it returned. NULL is allowed. */
+void ob_client_free(struct ob_client *client);
+/*
+ * Ends the connection from any thread: waiters return -ENOTCONN at once, later calls too. why is
+ * copied. The client must still be freed.
+ */
+void ob_client_shutdown(struct ob_client *client, const char *why);
+
+/* Whether the connection is alive. */
+bool ob_client_connected(const struct ob_client *client);
+/* Why the connection died, or NULL while it lives. Valid until ob_client_free(). */
+const char *ob_client_error(const struct ob_client *client);
+/* What the server said in negotiation. */
+const struct ob_caps *ob_client_caps(const struct ob_client *client);
+
+/* Readable when ob_client_step() has something to do. Stays quiet while some caller waits and so
+ * receives by itself. Never read from or written to by the embedder; owned by the client. */
+int ob_client_fd(const struct ob_client *client);
+/* Receives and handles what has come, sends what is queued; never blocks (except in the embedder's
+ * own callbacks). 0, or -ENOTCONN when the connection is dead. */
+int ob_client_step(struct ob_client *client);
+
+/* ---- Device ------------------------------------------------------------------------------- */
+
+struct ob_device_info {
+    uint32_t flags; /* OB_DEVICE_RESET, OB_DEVICE_PCI */
+    uint32_t num_regions;
+    uint32_t num_irqs;
+};
+
+struct ob_irq_info {
+    uint32_t flags; /* OB_IRQ_* */
+    uint32_t count;
+};
+
+/* A region and, when it is mappable, its fd. */
+struct ob_region_info {
+    struct ob_region_layout layout;
+    int fd; /* -1: none. Owned by the caller: close it, or ob_region_info_fini() does */
+};
+
+int ob_client_device_info(struct ob_client *client, struct ob_device_info *out);
+/* out->layout was checked: every area lies in the region and in no other area. A region that says
+ * OB_REGION_MMAP without sending an fd comes back without that flag. */
+int ob_client_region_info(struct ob_client *client, uint32_t index, struct ob_region_info *out);
+void ob_region_info_fini(struct ob_region_info *info);
+/*
+ * Maps area number `area` of the region (0 when the whole region is mappable) into this process.
+ * The file behind it is checked to be large enough. *size gets the area's size. Unmap with
+ * munmap(). -ENOENT: no such area; -EINVAL: not page-aligned, or the file is too small.
+ */
+int ob_region_map(const struct ob_region_info *info, uint32_t area, void **out, uint64_t *size);
+int ob_client_irq_info(struct ob_client *client, uint32_t index, struct ob_irq_info *out);
+/* DEVICE_RESET. */
+int ob_client_reset(struct ob_client *client);
+
+/* ---- Regions ------------------------------------------------------------------------------ */
+
+/* Reads or writes count bytes; split where it exceeds what the server takes in one message. */
+int ob_client_region_read(struct ob_client *client, uint32_t region, uint64_t offset, void *data,
+                          uint32_t count);
+int ob_client_region_write(struct ob_client *client, uint32_t region, uint64_t offset,
+                           const void *data, uint32_t count);
+/*
+ * A posted write (No_reply): sent or queued, never blocks, its failure is never known. Executed
+ * in order, before any later request of this client. -ENOBUFS when too much is queued already.
+ */
+int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t offset,
+                          const void *data, uint32_t count);
+
+/* ---- DMA ---------------------------------------------------------------------------------- */
+
+struct ob_dma_change {
+    bool unmap;
+    uint32_t flags; /* map: OB_DMA_READ | OB_DMA_WRITE | OB_DMA_ACCESS_* */
+    uint64_t address;
+    uint64_t size;
+    int fd;          /* map: borrowed; -1: the server uses DMA messages */
+    uint64_t offset; /* map: in the fd */
+    int result;      /* filled in: 0 or a negative number */
+};
+
+/*
+ * Applies the changes in order, pipelined, and waits for all replies. Every change gets its
+ * result; returns the first failure, or 0. A change that failed does not stop the later ones.
+ */
+int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes, size_t count);
+int ob_client_dma_map(struct ob_client *client, uint64_t address, uint64_t size, uint32_t flags,
+                      int fd, uint64_t offset);
+int ob_client_dma_unmap(struct ob_client *client, uint64_t address, uint64_t size);
+
+/* ---- Interrupts --------------------------------------------------------------------------- */
+
+/*
+ * SET_IRQS as it is. flags: OB_IRQ_SET_DATA_* | OB_IRQ_SET_ACTION_*. bools (count bytes) with
+ * DATA_BOOL, fds (count, borrowed) with DATA_EVENTFD, else NULL. More fds than the server takes
+ * in one message are sent in several.
+ */
+int ob_client_set_irqs(struct ob_client *client, uint32_t index, uint32_t flags, uint32_t start,
+                       uint32_t count, const uint8_t *bools, const int *fds);
+/* Signal these eventfds for vectors start...; -1 leaves one without. */
+int ob_client_irq_eventfds(struct ob_client *client, uint32_t index, uint32_t start,
+                           uint32_t count, const int *fds);
+/* Takes all eventfds of the index back. */
+int ob_client_irq_disable(struct ob_client *client, uint32_t index);
+int ob_client_irq_mask(struct ob_client *client, uint32_t index, uint32_t vector, bool mask);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

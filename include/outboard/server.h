@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The server side of vfio-user: one device, offered to one client at a time.
+ *
+ * A device is built once (regions, IRQs, PCI configuration: pci.h), then offered on a socket.
+ * It outlives its clients: when one leaves, its DMA mappings and eventfds go, the device stays as
+ * it is, and the next client is taken.
+ *
+ * Threads. A server belongs to the thread that calls ob_server_step() or ob_server_run(); all
+ * callbacks run there, and all functions must be called there, except ob_server_stop(),
+ * ob_server_irq_trigger() and ob_server_intx(), which any thread may call.
+ * Nothing here blocks but ob_server_run() and message DMA (see ob_dma_read()).
+ *
+ * Functions return >= 0 or a negative errno.
+ */
+#ifndef OUTBOARD_SERVER_H
+#define OUTBOARD_SERVER_H
+
+#include "proto.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct ob_server;
+
+enum ob_log_level { OB_LOG_ERROR, OB_LOG_INFO, OB_LOG_DEBUG };
+
+struct ob_server_ops {
+    size_t size; /* sizeof(struct ob_server_ops): lets the structure grow */
+    /* DEVICE_RESET, or a function-level reset through config space. The library has already reset
+     * config space and left the client's eventfds in place. NULL: reset is not supported. */
+    int (*reset)(void *opaque);
+    /* A client has negotiated (true), or left (false: its mappings and eventfds are still valid
+     * during the call, and gone after it). */
+    void (*client)(void *opaque, bool attached);
+    /* The client wants [address, address + size) back: let go of every ob_dma_ref into it soon.
+     * The client gets its answer when the last one was put. */
+    void (*dma_unmap)(void *opaque, uint64_t address, uint64_t size);
+    /* What the library has to say: one line, without a newline. */
+    void (*log)(void *opaque, enum ob_log_level level, const char *line);
+};
+
+/* ops is copied. Returns NULL without memory or file descriptors (errno says). Since 0.1. */
+struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque);
+/* Drops the client, removes the socket file if it was created here, frees everything. */
+void ob_server_free(struct ob_server *server);
+
+/* ---- Offering it -------------------------------------------------------------------------- */
+
+/*
+ * Listens on path with the permissions mode (0: 0600). A socket file that nobody listens on any
+ * more is replaced. -EADDRINUSE: a live server has it; -ENOTSOCK: something else is at path.
+ */
+int ob_server_listen(struct ob_server *server, const char *path, unsigned mode);
+/* Adopts fd: a listening socket, or one that is connected to the client. Taken, also on failure. */
+int ob_server_listen_fd(struct ob_server *server, int fd);
+
+/* Readable when ob_server_step() has something to do. Owned by the server. */
+int ob_server_fd(const struct ob_server *server);
+/* Handles what has come; never waits. 0; 1 when an adopted connection ended (there will be no
+ * other client); negative on a failure of this process. */
+int ob_server_step(struct ob_server *server);
+/* Steps until ob_server_stop(), or until an adopted connection ended. 0 or a negative errno. */
+int ob_server_run(struct ob_server *server);
+/* Makes ob_server_run() return. Any thread, and signal handlers. */
+void ob_server_stop(struct ob_server *server);
+
+/*
+ * Lets the server's loop watch another fd (a timer, an eventfd of a worker). events: EPOLLIN and
+ * so on; 0 takes the fd out. fd is borrowed, and must be taken out before it is closed.
+ */
+int ob_server_watch(struct ob_server *server, int fd, uint32_t events,
+                    void (*ready)(void *opaque, uint32_t events), void *opaque);
+/* Called after each step as long as it is set; while it returns true the next step does not wait
+ * (a busy poller). NULL takes it out. */
+void ob_server_set_poller(struct ob_server *server, bool (*poll)(void *opaque), void *opaque);
+
+/* Whether a client has negotiated and is there. */
+bool ob_server_attached(const struct ob_server *server);
+
+/* ---- Building the device (before it is offered) ------------------------------------------- */
+
+/*
+ * One access of the client. offset + count lies in the region. Return 0 or a negative errno. The
+ * client of a write with No_reply never learns of a failure.
+ */
+typedef int (*ob_region_access_cb)(void *opaque, uint64_t offset, void *data, uint32_t count,
+                                   bool is_write);
+
+struct ob_region {
+    uint64_t size;
+    uint32_t flags; /* OB_REGION_READ | WRITE | MMAP */
+    /* NULL: the region is the memory of its fd, and the library serves accesses by message. */
+    ob_region_access_cb access;
+    void *opaque;
+    int fd;             /* with MMAP: what the client maps; borrowed for the server's life */
+    uint64_t fd_offset; /* where the region starts in it */
+    const struct ob_sparse_area *areas; /* copied; NULL with MMAP: all of it is mappable */
+    uint32_t nareas;
+    uint32_t type, subtype; /* of a device-specific region (index >= OB_PCI_REGIONS) */
+};
+
+int ob_server_set_region(struct ob_server *server, uint32_t index, const struct ob_region *region);
+/* An IRQ index with its number of vectors. flags: OB_IRQ_*. */
+int ob_server_set_irq(struct ob_server *server, uint32_t index, uint32_t count, uint32_t flags);
+
+/* ---- Interrupts --------------------------------------------------------------------------- */
+
+/* Signals a vector once; remembered while it is masked. 0; -ENOENT when the client has set no
+ * eventfd for it. Any thread. */
+int ob_server_irq_trigger(struct ob_server *server, uint32_t index, uint32_t vector);
+/* The level of the INTx line. Asserted, it is signalled again at every UNMASK. Any thread. */
+int ob_server_intx(struct ob_server *server, bool asserted);
+/* How many vectors of the index have an eventfd. */
+uint32_t ob_server_irq_armed(const struct ob_server *server, uint32_t index);
+
+/* ---- The client's memory ------------------------------------------------------------------ */
+
+struct ob_dma_map; /* one mapping of the client */
+
+/* A piece of the client's memory that is mapped here, kept in place until it is put. */
+struct ob_dma_ref {
+    void *ptr;
+    struct ob_dma_map *map;
+};
+
+/*
+ * Direct access to [address, address + len). prot: OB_DMA_READ | OB_DMA_WRITE, what we mean to do.
+ * -EFAULT: not mapped; -EACCES: mapped, but not for that; -EOPNOTSUPP: mapped, but not as one
+ * piece of memory here: use ob_dma_read() and ob_dma_write().
+ */
+int ob_dma_get(struct ob_server *server, uint64_t address, uint64_t len, uint32_t prot,
+               struct ob_dma_ref *out);
+void ob_dma_put(struct ob_server *server, struct ob_dma_ref *ref);
+
+/*
+ * Copies from or to the client's memory, however it is mapped, over any number of adjacent
+ * mappings. Where it is not mapped here this sends DMA_READ or DMA_WRITE and waits for the answer
+ * (up to the timeout); requests of the client that come meanwhile are kept and handled later, in
+ * order. -EFAULT, -EACCES; -ENOTCONN: the client is gone; -ETIMEDOUT; or the client's errno.
+ */
+int ob_dma_read(struct ob_server *server, uint64_t address, void *data, uint64_t len);
+int ob_dma_write(struct ob_server *server, uint64_t address, const void *data, uint64_t len);
+/* Deadline of a message DMA; default 5000. */
+void ob_server_set_timeout(struct ob_server *server, int timeout_ms);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
