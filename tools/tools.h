@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the subcommands of `outboard` share.
+ *
+ * Exit status of every command: 0 done, 1 it failed, 2 the command line is wrong. Results go to
+ * stdout, everything else to stderr.
+ */
+#ifndef OB_TOOLS_TOOLS_H
+#define OB_TOOLS_TOOLS_H
+
+#include <stddef.h>
+
+/*
+ * A subcommand. argv[0] is its name, so that getopt_long() works on it as it is. Returns the exit
+ * status. Prints its own help to stdout for --help. main() flushes stdout and checks for errors.
+ */
+struct command {
+    const char *name;
+    const char *operands; /* "SOCKET [--json]" */
+    const char *summary;  /* half a line for `outboard help` */
+    int (*run)(int argc, char **argv);
+};
+
+/*
+ * Print "outboard COMMAND: sentence" to stderr, the second with "(see outboard COMMAND --help)"
+ * after it, and return the exit status for it: 1 and 2.
+ */
+int fail(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int fail_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/*
+ * The name that a mistyped word was probably meant to be, or NULL when none comes close.
+ * name(i) gives the candidates, and NULL after the last.
+ */
+const char *nearest_name(const char *word, const char *(*name)(size_t i));
+
+#endif
