@@ -5,6 +5,8 @@
 #ifndef OB_DEVICES_DEVICE_H
 #define OB_DEVICES_DEVICE_H
 
+#include <getopt.h>
+
 #include "outboard/pci.h"
 #include "outboard/server.h"
 
@@ -15,16 +17,21 @@ struct ob_served {
     const char *name;     /* "nvme" */
     const char *operands; /* "IMAGE", or "" */
     const char *summary;  /* one line for --help */
-    const char *options;  /* the device's own options, as --help prints them */
+    const char *options;  /* the device's own options, as --help prints them; or "" */
+    /* The same for getopt_long(), ended by a zero entry; NULL: none. `serve` needs it to tell an
+     * option's value from SOCKET. There are no short options. */
+    const struct option *long_options;
     /*
-     * Builds the device. argv holds what follows SOCKET on the command line, argv[0] being the
-     * device's name (ready for getopt_long). On success *opaque and *server are set, and banner
-     * gets what the start line says about the device. On failure a sentence is in errbuf, and
-     * the return is 2 for a wrong command line, 1 for anything else.
+     * Builds the device. argv[0] is the device's name; what follows is the command line without
+     * SOCKET and without serve's own options. getopt_long() can start on it (optind is 0, opterr
+     * too): no option is unknown or lacks its value, and without `operands` there are none.
+     * SIGTERM and SIGINT are blocked, so that threads started here inherit that.
+     * On success *opaque and *server are set, and banner gets what the start line says about the
+     * device. On failure a sentence is in errbuf, and the return is 2 for a wrong command line,
+     * 1 for anything else.
      */
-    int (*create)(int argc, char **argv, ob_log_fn log, void **opaque,
-                  struct ob_server **server, char *banner, size_t banner_size, char *errbuf,
-                  size_t errbuf_size);
+    int (*create)(int argc, char **argv, ob_log_fn log, void **opaque, struct ob_server **server,
+                  char *banner, size_t banner_size, char *errbuf, size_t errbuf_size);
     /* Stops, writes back what is volatile, frees the device and its server. 0, or a negative
      * errno when data could not be saved. */
     int (*destroy)(void *opaque);
