@@ -19,11 +19,11 @@ check: all          ## all tests; ends with `N passed, N failed`
 
 demo: all           ## a Linux guest in a stock QEMU uses a disk of another process
 	@$(DEPS) qemu guest
-	@guest/demo
+	@guest/demo --build $(BUILD)
 
 shell: all          ## the demo's guest, with you in it
 	@$(DEPS) qemu guest
-	@guest/demo --shell
+	@guest/demo --build $(BUILD) --shell
 
 bench: all          ## measure, side by side with the socket's own floor
 	@$(DEPS) qemu guest
