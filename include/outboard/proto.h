@@ -39,6 +39,7 @@ extern "C" {
 #define OB_SPARSE_AREAS_MAX 64u    /* mappable areas of one region */
 #define OB_IOEVENTFDS_MAX 64u      /* sub-regions of one GET_REGION_IO_FDS reply */
 #define OB_REGION_INFO_MAX 4096u   /* bytes of one region info with its capabilities */
+#define OB_WRITE_MULTI_MAX (OB_DATA_XFER_MAX / 24u) /* entries of one REGION_WRITE_MULTI */
 
 /* Largest payload of any message: data of the largest transfer and the fixed part before it. */
 #define OB_PAYLOAD_MAX (OB_DATA_XFER_MAX + 64u)
@@ -356,13 +357,13 @@ const struct ob_msg_type *ob_msg_type(uint16_t cmd);
 enum ob_reason {
     OB_OK = 0,
     OB_BAD_TYPE,      /* neither command nor reply, or not what was expected */
-    OB_BAD_CMD,       /* no such command */
+    OB_BAD_CMD,       /* no such command; in a reply: not the command that was sent */
     OB_BAD_DIRECTION, /* the other side's command */
     OB_BAD_STATE,     /* not now */
     OB_BAD_FLAGS,     /* undefined header flags */
     OB_TOO_SHORT,
     OB_TOO_LONG,
-    OB_TOO_MANY_FDS,
+    OB_TOO_MANY_FDS,  /* not told by a header: for who compares the fds with fds_max */
 };
 
 /*
@@ -373,10 +374,11 @@ enum ob_reason {
 enum ob_reason ob_check_command(const struct ob_wire_hdr *hdr, enum ob_dir dir, enum ob_state state);
 
 /* Checks the header of a reply to command cmd. An error reply is let through with any payload
- * within OB_PAYLOAD_MAX. Since 0.1. */
+ * within OB_PAYLOAD_MAX, also when cmd is none that we know. Since 0.1. */
 enum ob_reason ob_check_reply(const struct ob_wire_hdr *hdr, uint16_t cmd);
 
-/* The errno a server answers a refused command with (positive; EINVAL for most). Since 0.1. */
+/* The errno that a refused command is answered with: EINVAL, the one that all known peers send
+ * and expect; 0 for OB_OK. Since 0.1. */
 int ob_reason_errno(enum ob_reason reason);
 
 /* Printable names; never NULL, static storage. Since 0.1. */
@@ -431,10 +433,14 @@ int ob_decode_device_info(const void *payload, size_t len, struct ob_wire_device
 int ob_decode_region_info(const void *payload, size_t len, struct ob_wire_region_info *out);
 int ob_decode_region_io_fds(const void *payload, size_t len, struct ob_wire_region_io_fds *out);
 int ob_decode_irq_info(const void *payload, size_t len, struct ob_wire_irq_info *out);
-/* bools: count bytes with DATA_BOOL, else NULL. nfds must be count or 0 with DATA_EVENTFD. */
+/*
+ * bools: count bytes with DATA_BOOL, else NULL. With DATA_EVENTFD nfds is count, or 0: take the
+ * eventfds of these vectors back. count 0: take back all eventfds of the index.
+ */
 int ob_decode_set_irqs(const void *payload, size_t len, unsigned nfds, struct ob_wire_set_irqs *out,
                        const uint8_t **bools);
-/* data: count bytes when has_data (REGION_WRITE, and the reply to REGION_READ), else untouched. */
+/* data: count bytes when has_data (REGION_WRITE, and the reply to REGION_READ), else untouched.
+ * A reply's header alone, as libvfio-user answers count 0 with, is not for this function. */
 int ob_decode_region_access(const void *payload, size_t len, bool has_data, uint32_t max_count,
                             struct ob_wire_region_access *out, const void **data);
 int ob_decode_dma_access(const void *payload, size_t len, bool has_data, uint32_t max_count,
@@ -444,6 +450,7 @@ int ob_decode_write_multi(const void *payload, size_t len, uint64_t *count,
                           struct ob_cursor *entries);
 int ob_decode_feature(const void *payload, size_t len, struct ob_wire_feature *out,
                       struct ob_cursor *data);
+/* data: size bytes when has_data; more may follow them in the payload. */
 int ob_decode_mig_data(const void *payload, size_t len, bool has_data, uint32_t max_size,
                        struct ob_wire_mig_data *out, const void **data);
 
@@ -466,12 +473,14 @@ struct ob_region_layout {
 /*
  * Parses the reply of GET_REGION_INFO, capability chain included, and checks it against itself:
  * every area inside the region, none overlapping, the chain inside the payload and without loops.
+ * A region of which nothing can be mapped loses OB_REGION_MMAP: one of no bytes, one with an empty
+ * list of areas, and a reply that says (in argsz) that capabilities did not fit.
  * 0, or -EPROTO with *why set to a static sentence.
  */
 int ob_decode_region_layout(const void *payload, size_t len, uint32_t index,
                             struct ob_region_layout *out, const char **why);
-/* Writes that reply into w, limited to argsz as the protocol says; returns true when it carries
- * the capabilities (and so may carry the fd). */
+/* Writes that reply into w, limited to argsz as the protocol says; returns true when it is whole
+ * (and so may carry the fd). A wholly mappable region is written as one area. */
 bool ob_encode_region_layout(struct ob_writer *w, uint32_t index, uint32_t argsz,
                              const struct ob_region_layout *layout);
 
