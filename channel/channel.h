@@ -24,9 +24,9 @@ struct ob_msg {
     struct ob_wire_hdr hdr;
     uint8_t *payload; /* hdr.msg_size - 16 bytes; NULL when there are none */
     uint32_t len;
-    bool oversize;    /* the payload exceeded the limit: it was drained, payload is NULL, len 0 */
+    bool oversize; /* the payload exceeded the limit: it was drained, payload is NULL, len 0 */
     unsigned nfds;
-    bool fds_lost;    /* more fds came than we take: the surplus was closed */
+    bool fds_lost; /* more fds came than we take: the surplus was closed */
     int fds[OB_MSG_FDS_MAX];
     struct ob_msg *next; /* for the owner's lists */
 };
@@ -99,8 +99,8 @@ void ob_caps_default(struct ob_caps *caps);
  * set to a static sentence. is_reply: twin_socket must then have a valid fd_index. */
 int ob_caps_parse(const void *json, size_t len, bool is_reply, struct ob_caps *out,
                   const char **why);
-/* Prints compact JSON with its NUL into buf. Returns its length with the NUL, or -ENOSPC. Keys at
- * their default value are left out, so that the text stays short. */
+/* Prints compact JSON with its NUL into buf. Returns its length with the NUL, or -ENOSPC. Only
+ * max_msg_fds and max_data_xfer_size are said always, the others where they are not the default. */
 int ob_caps_print(const struct ob_caps *caps, bool is_reply, char *buf, size_t size);
 
 #endif

@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define HDR_SIZE ((uint32_t)sizeof(struct ob_wire_hdr))
+#define HDR_SIZE    ((uint32_t)sizeof(struct ob_wire_hdr))
 #define FIRST_PIECE 65536u /* payload bytes that are allocated before any of them came */
 
 static void keep_fds(struct ob_msg *msg, struct msghdr *mh)
@@ -45,10 +45,9 @@ static ssize_t receive_some(struct ob_channel *ch, void *data, size_t len)
         char buf[CMSG_SPACE(OB_MSG_FDS_MAX * sizeof(int))];
     } control;
     struct iovec iov = { .iov_base = data, .iov_len = len };
-    struct msghdr mh = { .msg_iov = &iov,
-                         .msg_iovlen = 1,
-                         .msg_control = &control,
-                         .msg_controllen = sizeof(control) };
+    struct msghdr mh = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+    };
     ssize_t got;
 
     do {
