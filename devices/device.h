@@ -37,6 +37,14 @@ struct ob_served {
     int (*destroy)(void *opaque);
 };
 
+/* The value of a numeric option (decimal, or hexadecimal after 0x). 0, or 2 with a sentence in
+ * errbuf. */
+int ob_option_number(const char *name, const char *text, uint64_t min, uint64_t max, uint64_t *out,
+                     char *errbuf, size_t errbuf_size);
+
+/* Puts why a device cannot be built (a negative errno) into errbuf, and returns 1. */
+int ob_create_failed(int rc, char *errbuf, size_t errbuf_size);
+
 extern const struct ob_served ob_served_nvme, ob_served_gpio, ob_served_edu, ob_served_null;
 
 #endif

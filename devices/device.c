@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the create() functions of devices share. */
+#include "devices/device.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int ob_create_failed(int rc, char *errbuf, size_t errbuf_size)
+{
+    snprintf(errbuf, errbuf_size, "cannot build the device: %s", strerror(-rc));
+    return 1;
+}
+
+int ob_option_number(const char *name, const char *text, uint64_t min, uint64_t max, uint64_t *out,
+                     char *errbuf, size_t errbuf_size)
+{
+    char *end;
+
+    errno = 0;
+    uint64_t value = strtoull(text, &end, 0);
+    /* strtoull() itself takes a sign and leading space. */
+    if (!isdigit((unsigned char)*text) || *end || errno || value < min || value > max) {
+        snprintf(errbuf, errbuf_size,
+                 "--%s takes a number from %" PRIu64 " to %" PRIu64 ", not '%s'", name, min, max,
+                 text);
+        return 2;
+    }
+    *out = value;
+    return 0;
+}
