@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * DMA by message: DMA_READ and DMA_WRITE, split to what the client takes, each waiting for its
+ * reply. Whatever else the client sends meanwhile is kept for later, so a device may do this while
+ * it answers a register access. A reply that comes after its deadline is met by ob_dispatch(),
+ * which drops it.
+ */
+#include "server/internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+
+static bool is_reply(const struct ob_msg *msg, const struct ob_wire_hdr *hdr)
+{
+    return (msg->hdr.flags & OB_HDR_TYPE_MASK) == OB_HDR_REPLY && msg->hdr.cmd == hdr->cmd &&
+           msg->hdr.msg_id == hdr->msg_id;
+}
+
+/* Sends what is queued and waits for something to come. */
+static int wait_for_client(struct ob_session *session, int64_t deadline)
+{
+    int rc = session->ch.out_head ? ob_channel_flush(&session->ch) : 1;
+
+    if (rc >= 0)
+        rc = ob_channel_wait(&session->ch, POLLIN | (rc == 0 ? POLLOUT : 0), deadline);
+    if (rc < 0 && rc != -ETIMEDOUT) {
+        ob_session_broken(session, rc);
+        return -ENOTCONN;
+    }
+    return rc < 0 ? rc : 0;
+}
+
+/* The reply to hdr, the caller's. */
+static int receive_reply(struct ob_session *session, const struct ob_wire_hdr *hdr,
+                         int64_t deadline, struct ob_msg **out)
+{
+    while (!session->doomed) {
+        struct ob_msg *msg;
+        int rc = ob_channel_recv(&session->ch, &msg);
+
+        if (rc == 0) {
+            rc = wait_for_client(session, deadline);
+            if (rc < 0)
+                return rc;
+            continue;
+        }
+        if (rc < 0) {
+            ob_session_broken(session, rc);
+            break;
+        }
+        if (is_reply(msg, hdr)) {
+            *out = msg;
+            return 0;
+        }
+        if ((msg->hdr.flags & OB_HDR_TYPE_MASK) != OB_HDR_REPLY) {
+            ob_session_defer(session, msg);
+            continue;
+        }
+        ob_msg_free(msg); /* of a request that we gave up */
+        if (ob_now_ns() > deadline)
+            return -ETIMEDOUT;
+    }
+    return -ENOTCONN;
+}
+
+/*
+ * How many bytes of the request the reply says were moved. A DMA_WRITE is acknowledged with a count
+ * of 8 bytes, or of 4 by the older text of the protocol. A bare header is no acknowledgement: only
+ * QEMU before 11.1 sends that, and it took the data from the wrong place.
+ */
+static int64_t check_reply(struct ob_session *session, const struct ob_msg *msg, uint16_t cmd,
+                           uint32_t asked)
+{
+    struct ob_wire_dma_access access = { 0 };
+    const uint32_t fixed = sizeof(access), old = sizeof(access) - sizeof(uint32_t);
+
+    if (msg->hdr.flags & OB_HDR_ERROR) {
+        uint32_t err = msg->hdr.error_no;
+
+        return err == 0 || err > 4095 ? -EIO : -(int64_t)err;
+    }
+    memcpy(&access, msg->payload, msg->len < fixed ? msg->len : fixed);
+    if (msg->len >= old && access.count <= asked &&
+        (cmd == OB_CMD_DMA_READ ? msg->len == fixed + access.count : msg->len <= fixed))
+        return (int64_t)access.count;
+    ob_log(session->server, OB_LOG_ERROR,
+           "%s: the client's answer does not fit (QEMU's own device before 11.1 cannot do DMA by "
+           "message: give the guest shared memory)",
+           ob_strcmd(cmd));
+    return -EPROTO;
+}
+
+/* One message there and back. Returns how many bytes were moved, at least one. */
+static int64_t exchange(struct ob_session *session, uint16_t cmd, uint64_t address, uint8_t *data,
+                        uint32_t len, int64_t deadline)
+{
+    struct ob_wire_hdr hdr = { .msg_id = session->next_id++, .cmd = cmd, .flags = OB_HDR_COMMAND };
+    struct ob_wire_dma_access access = { .address = address, .count = len };
+    struct iovec iov[2] = { { &access, sizeof(access) }, { data, len } };
+    struct ob_msg *msg = NULL;
+    int64_t moved;
+    int rc;
+
+    rc = ob_channel_queue(&session->ch, &hdr, iov, cmd == OB_CMD_DMA_WRITE ? 2 : 1, NULL, 0);
+    if (rc < 0) {
+        ob_session_broken(session, rc);
+        return -ENOTCONN;
+    }
+    rc = receive_reply(session, &hdr, deadline, &msg);
+    if (rc < 0)
+        return rc;
+    moved = check_reply(session, msg, cmd, len);
+    if (moved > 0 && cmd == OB_CMD_DMA_READ)
+        memcpy(data, msg->payload + sizeof(access), (size_t)moved);
+    ob_msg_free(msg);
+    return moved == 0 ? -EIO : moved;
+}
+
+static int transfer(struct ob_session *session, uint16_t cmd, uint64_t address, uint8_t *data,
+                    uint64_t len, int64_t deadline)
+{
+    uint32_t most = session->caps.max_data_xfer_size; /* at least 1: negotiation saw to that */
+
+    if (most > OB_DATA_XFER_MAX)
+        most = OB_DATA_XFER_MAX;
+    while (len > 0) {
+        int64_t moved;
+
+        if (session->doomed)
+            return -ENOTCONN;
+        moved = exchange(session, cmd, address, data, len < most ? (uint32_t)len : most, deadline);
+        if (moved < 0)
+            return (int)moved;
+        address += (uint64_t)moved;
+        data += moved;
+        len -= (uint64_t)moved;
+    }
+    return 0;
+}
+
+int ob_dma_message(struct ob_session *session, uint16_t cmd, uint64_t address, void *data,
+                   uint64_t len, int64_t deadline_ns)
+{
+    int rc = transfer(session, cmd, address, data, len, deadline_ns);
+
+    ob_session_rearm(session); /* requests were kept, or something is still queued */
+    return rc;
+}

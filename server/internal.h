@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the files of the server library share. Everything here belongs to the thread that steps
+ * the server, but what irqs.c keeps under irq_lock.
+ *
+ * Life of a connection. Accepted, it is a session in the lobby, where it may do nothing but send
+ * VERSION; any number of silent ones disturb nobody. The first that negotiates while there is no
+ * client becomes server->session. A session is never freed while a callback may be using it: what
+ * finds it broken calls ob_session_doom(), and the end of the step lets it go.
+ */
+#ifndef OB_SERVER_INTERNAL_H
+#define OB_SERVER_INTERNAL_H
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#include "channel/channel.h"
+#include "outboard/pci.h"
+#include "outboard/server.h"
+
+#pragma GCC visibility push(hidden)
+
+#define OB_LOBBY_MAX       8u                 /* connections that have not negotiated yet */
+#define OB_STEP_REQUESTS   64u                /* posted requests handled in one step */
+#define OB_BACKLOG_MAX     ((size_t)16 << 20) /* bytes kept while a message DMA is under way */
+#define OB_BACKLOG_FD_COST 4096u              /* what a kept fd counts for in it */
+#define OB_DMA_TIMEOUT_MS  5000
+
+/* An fd in the loop. */
+struct ob_source {
+    int fd;
+    uint32_t events;
+    void (*ready)(void *opaque, uint32_t events); /* NULL: taken out, freed after the step */
+    void *opaque;
+    struct ob_source *next; /* in server->watches or server->buried */
+};
+
+/* A DMA_UNMAP whose answer waits until the device has let go. */
+struct ob_pending_unmap {
+    struct ob_wire_hdr hdr;
+    struct ob_wire_dma_unmap request;
+    unsigned left; /* mappings still in use; 0: nothing is pending */
+};
+
+struct ob_session {
+    struct ob_server *server;
+    struct ob_channel ch;
+    struct ob_source *source;
+    struct ob_session *next; /* in the lobby */
+    struct ob_msg *version;  /* in the lobby: came while the client before was still leaving */
+    pid_t pid;
+    struct ob_caps caps; /* the client's */
+    uint64_t serial;     /* unlike any other session's */
+    bool doomed;
+    char why[96]; /* it was */
+    /* commands that came while a message DMA waited for its reply */
+    struct ob_msg *backlog, **backlog_tail;
+    size_t backlog_bytes;
+    uint16_t next_id; /* of our DMA messages */
+    struct ob_pending_unmap unmap;
+};
+
+struct ob_region_slot {
+    struct ob_region_layout layout; /* as the client is told */
+    ob_region_access_cb access;
+    void *opaque;
+    int fd;       /* borrowed; -1: none */
+    void *memory; /* where the fd is mapped here; NULL before the first access */
+};
+
+/* A part of a region that the library serves itself: MSI-X table, PBA. */
+struct ob_overlay {
+    uint32_t region;
+    uint64_t offset, size;
+    void (*access)(struct ob_server *server, uint64_t offset, uint8_t *data, uint32_t count,
+                   bool is_write);
+};
+
+enum ob_irq_mask {
+    OB_MASKED_BY_CLIENT = 1, /* SET_IRQS, or automatically when it was signalled */
+    OB_MASKED_BY_CONFIG = 2, /* MSI mask bit, INTx disable */
+};
+
+struct ob_irq_watch;
+
+struct ob_irq_vector {
+    int fd;         /* the client's eventfd, or -1 */
+    uint8_t masked; /* set of enum ob_irq_mask */
+    bool pending;   /* triggered while masked */
+    struct ob_irq_watch *mask_by, *unmask_by;
+};
+
+struct ob_irq {
+    uint32_t flags, count;
+    uint32_t armed; /* vectors with an eventfd; read without the lock */
+    bool level;     /* of the INTx line */
+    struct ob_irq_vector *vectors;
+};
+
+struct ob_pci {
+    bool present;
+    uint32_t size; /* 256 or 4096 */
+    uint8_t config[4096], initial[4096], writable[4096];
+    uint8_t last_cap, end;       /* where the newest capability starts, where the next one goes */
+    uint8_t pm, pcie, msi, msix; /* offsets; 0: none */
+    unsigned msi_vectors;
+    unsigned msix_vectors;
+    uint8_t *msix_table;
+};
+
+struct ob_dma_table {
+    struct ob_dma_map **maps; /* by address */
+    size_t count, room;
+    size_t hint; /* where the last look-up ended */
+};
+
+struct ob_server {
+    struct ob_server_ops ops;
+    void *opaque;
+
+    int epoll_fd, stop_fd, wake_fd, spare_fd;
+    struct ob_source *wake; /* its fd is always readable: watched while there is work left */
+    bool awake, stepping, stop;
+    struct ob_source *watches, *buried;
+    bool (*poller)(void *opaque);
+    void *poller_opaque;
+
+    int listen_fd;
+    struct ob_source *listener;
+    char *path; /* of the socket file made here */
+    dev_t path_dev;
+    ino_t path_ino;
+    bool adopted, ended;      /* one connection was handed in; it is over */
+    struct ob_session *lobby; /* oldest first */
+    struct ob_session *session;
+    uint64_t serials;
+
+    struct ob_region_slot regions[OB_REGIONS_MAX];
+    uint32_t num_regions;
+    struct ob_overlay overlays[2];
+    unsigned num_overlays;
+    uint8_t *scratch; /* what a REGION_READ is answered with */
+    size_t scratch_size;
+
+    pthread_mutex_t irq_lock; /* guards what irqs[] holds, but the mask_by and unmask_by */
+    struct ob_irq irqs[OB_IRQS_MAX];
+    uint32_t num_irqs;
+
+    struct ob_pci pci;
+    struct ob_dma_table dma;
+    int timeout_ms;
+};
+
+/* ---- server.c: the loop ------------------------------------------------------------------- */
+
+/* NULL without memory or when the fd cannot be watched. fd is borrowed. */
+struct ob_source *ob_source_add(struct ob_server *server, int fd, uint32_t events,
+                                void (*ready)(void *opaque, uint32_t events), void *opaque);
+void ob_source_mod(struct ob_server *server, struct ob_source *source, uint32_t events);
+/* Must come before the fd is closed: the client may hold the same file open. NULL is allowed. */
+void ob_source_del(struct ob_server *server, struct ob_source *source);
+/* There is work that no fd announces: ob_server_fd() becomes readable. */
+void ob_server_kick(struct ob_server *server);
+void ob_log(struct ob_server *server, enum ob_log_level level, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* ---- lobby.c: listening, accepting, negotiating ------------------------------------------- */
+
+void ob_lobby_admit(struct ob_server *server); /* those who waited for the last client to leave */
+void ob_lobby_fini(struct ob_server *server);
+
+/* ---- session.c: the client ---------------------------------------------------------------- */
+
+struct ob_session *ob_session_new(struct ob_server *server, int fd);
+void ob_session_free(struct ob_session *session);
+/* Makes the session the client; it was in the lobby. */
+void ob_session_attach(struct ob_session *session);
+/* To be ended after this step. The first reason counts. */
+void ob_session_doom(struct ob_session *session, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+/* The same for a negative errno of the channel. */
+void ob_session_broken(struct ob_session *session, int rc);
+/* Handles some of what has come. */
+void ob_session_read(struct ob_session *session);
+/* What the session waits for may have changed. */
+void ob_session_rearm(struct ob_session *session);
+/* Commands are at hand that no fd will announce. */
+bool ob_session_has_work(const struct ob_session *session);
+/* Lets the client go. */
+void ob_session_end(struct ob_session *session);
+/* Keeps a command for later. Takes msg. */
+void ob_session_defer(struct ob_session *session, struct ob_msg *msg);
+/* Whether the peer has closed its end, though there may be unread requests. */
+bool ob_session_hung_up(const struct ob_session *session);
+
+/* ---- dispatch.c: requests and their answers ------------------------------------------------ */
+
+/* What follows the header of an answer. */
+struct ob_reply {
+    uint8_t fixed[OB_REGION_INFO_MAX];
+    size_t len;
+    const void *data; /* after it */
+    size_t data_len;
+    int fd; /* borrowed; -1: none */
+};
+
+#define OB_ANSWER_LATER 1 /* a handler's third result: the answer is sent by somebody else */
+
+/* Handles one message; it stays the caller's. true: it was answered. */
+bool ob_dispatch(struct ob_session *session, struct ob_msg *msg);
+/* Answers the request unless it is a posted one: rc 0 with reply (may be NULL), else the error. */
+void ob_answer(struct ob_session *session, const struct ob_wire_hdr *request, int rc,
+               const struct ob_reply *reply);
+
+/* ---- regions.c ---------------------------------------------------------------------------- */
+
+/* Bounds, direction and all. data is read for writes. */
+int ob_region_access(struct ob_server *server, uint32_t index, uint64_t offset, void *data,
+                     uint32_t count, bool is_write);
+/* A part of a region that is served by the library. */
+void ob_region_overlay(struct ob_server *server, const struct ob_overlay *overlay);
+void ob_regions_fini(struct ob_server *server);
+
+/* ---- irqs.c ------------------------------------------------------------------------------- */
+
+void ob_irqs_fini(struct ob_server *server);
+/* The client left: its eventfds go, nothing is masked or pending. */
+void ob_irqs_detach(struct ob_server *server);
+/* SET_IRQS. Fds are claimed from msg. */
+int ob_irqs_set(struct ob_server *server, const struct ob_wire_set_irqs *request,
+                const uint8_t *bools, struct ob_msg *msg);
+/* The mask bits in config space. */
+void ob_irq_config_mask(struct ob_server *server, uint32_t index, uint32_t vector, bool mask);
+bool ob_irq_pending(struct ob_server *server, uint32_t index, uint32_t vector);
+bool ob_irq_level(struct ob_server *server);
+/* The device was reset: nothing is pending. */
+void ob_irqs_reset(struct ob_server *server);
+
+/* ---- dma.c, dma_message.c ----------------------------------------------------------------- */
+
+/* fd: -1, or taken, also on failure. */
+int ob_dma_table_add(struct ob_server *server, const struct ob_wire_dma_map *request, int fd);
+/* 0, OB_ANSWER_LATER, or a negative errno. */
+int ob_dma_table_remove(struct ob_session *session, const struct ob_wire_hdr *hdr,
+                        const struct ob_wire_dma_unmap *request);
+/* The client left. What is still in use stays mapped until it is put. */
+void ob_dma_detach(struct ob_server *server);
+void ob_dma_fini(struct ob_server *server);
+/* DMA_READ into data or DMA_WRITE from it. Waits. */
+int ob_dma_message(struct ob_session *session, uint16_t cmd, uint64_t address, void *data,
+                   uint64_t len, int64_t deadline_ns);
+
+/* ---- pci.c, pci_caps.c --------------------------------------------------------------------- */
+
+/* The expansion ROM region has this size. */
+int ob_pci_set_rom(struct ob_server *server, uint64_t size);
+/* Initial value and writable bits of config space. */
+void ob_pci_put(struct ob_pci *pci, uint32_t offset, const void *value, const void *writable,
+                size_t len);
+/* After config[offset, offset + count) was written; before: what was there. */
+void ob_pci_caps_written(struct ob_server *server, uint32_t offset, uint32_t count,
+                         const uint8_t *before);
+/* All vectors zero, and masked. */
+void ob_pci_reset_msix(struct ob_pci *pci);
+/* Registers of capabilities that follow the device's state. */
+void ob_pci_caps_refresh(struct ob_server *server);
+/* Resets config space, MSI-X table and device. */
+int ob_pci_reset(struct ob_server *server);
+void ob_pci_fini(struct ob_server *server);
+
+#pragma GCC visibility pop
+#endif

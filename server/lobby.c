@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Listening, and the lobby: connections that have not negotiated yet. The first good VERSION while
+ * there is no client makes its sender the client. While there is one the others are told EBUSY,
+ * unless the client has already closed its end: then the newcomer waits for what is left of it to
+ * be handled, so that a client that reconnects at once always gets in.
+ */
+#include "server/internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Nobody here may make us keep more than a VERSION message. */
+#define LOBBY_PAYLOAD_MAX ((uint32_t)sizeof(struct ob_wire_version) + OB_VERSION_JSON_MAX)
+
+static void lobby_unlink(struct ob_session *session)
+{
+    struct ob_session **p = &session->server->lobby;
+
+    while (*p != session)
+        p = &(*p)->next;
+    *p = session->next;
+    session->next = NULL;
+}
+
+static void lobby_drop(struct ob_session *session)
+{
+    struct ob_server *server = session->server;
+
+    lobby_unlink(session);
+    ob_session_free(session);
+    server->ended = server->adopted;
+}
+
+/* Says no and closes. */
+static void lobby_refuse(struct ob_session *session, const struct ob_wire_hdr *request, int err,
+                         const char *why)
+{
+    ob_log(session->server, OB_LOG_ERROR, "connection of process %d refused: %s", (int)session->pid,
+           why);
+    if ((request->flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND)
+        ob_answer(session, request, -err, NULL);
+    lobby_drop(session);
+}
+
+/* What we say of ourselves. A client that proposed nothing is told nothing. */
+static void offer(struct ob_reply *reply, const struct ob_wire_version *asked, bool with_json)
+{
+    struct ob_wire_version version = { .major = OB_VERSION_MAJOR, .minor = asked->minor };
+    struct ob_caps caps;
+    int len;
+
+    if (version.minor > OB_VERSION_MINOR)
+        version.minor = OB_VERSION_MINOR;
+    memcpy(reply->fixed, &version, sizeof(version));
+    reply->len = sizeof(version);
+    if (!with_json)
+        return;
+    ob_caps_default(&caps);
+    caps.max_msg_fds = OB_MSG_FDS_OFFER;
+    len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, OB_VERSION_JSON_QEMU);
+    if (len > 0)
+        reply->len += (size_t)len;
+}
+
+/* Answers VERSION and lets its sender in, or not. */
+static void negotiate(struct ob_session *session, const struct ob_msg *msg)
+{
+    struct ob_wire_version version;
+    const char *why = NULL;
+    struct ob_reply reply = { .fd = -1 };
+    struct ob_caps caps;
+
+    memcpy(&version, msg->payload, sizeof(version)); /* the table's minimum is this long */
+    if (version.major != OB_VERSION_MAJOR) {
+        lobby_refuse(session, &msg->hdr, EINVAL, "it speaks another major version");
+        return;
+    }
+    if (ob_caps_parse(msg->payload + sizeof(version), msg->len - sizeof(version), false, &caps,
+                      &why) < 0) {
+        lobby_refuse(session, &msg->hdr, EINVAL, why);
+        return;
+    }
+    session->caps = caps;
+    lobby_unlink(session);
+    session->ch.payload_max = OB_PAYLOAD_MAX;
+    offer(&reply, &version, msg->len > sizeof(version));
+    ob_answer(session, &msg->hdr, 0, &reply);
+    ob_session_attach(session);
+}
+
+static void lobby_message(struct ob_session *session, struct ob_msg *msg)
+{
+    struct ob_server *server = session->server;
+    enum ob_reason reason = ob_check_command(&msg->hdr, OB_CLIENT_TO_SERVER, OB_STATE_NEGOTIATE);
+
+    if (reason != OB_OK) {
+        lobby_refuse(session, &msg->hdr, ob_reason_errno(reason), ob_strreason(reason));
+    } else if (!server->session) {
+        negotiate(session, msg);
+    } else if (server->session->doomed || ob_session_hung_up(server->session)) {
+        session->version = msg;
+        ob_source_mod(server, session->source, 0);
+        return;
+    } else {
+        lobby_refuse(session, &msg->hdr, EBUSY, "there is a client already");
+    }
+    ob_msg_free(msg);
+}
+
+static void lobby_ready(void *opaque, uint32_t events)
+{
+    struct ob_session *session = opaque;
+    struct ob_msg *msg;
+    int rc;
+
+    if (session->version) { /* it waits to be admitted, and only a hang-up is of interest */
+        if (events & (EPOLLHUP | EPOLLERR))
+            lobby_drop(session);
+        return;
+    }
+    rc = ob_channel_recv(&session->ch, &msg);
+    if (rc < 0) {
+        ob_log(session->server, OB_LOG_DEBUG, "process %d left without negotiating",
+               (int)session->pid);
+        lobby_drop(session);
+    } else if (rc > 0) {
+        lobby_message(session, msg);
+    }
+}
+
+void ob_lobby_admit(struct ob_server *server)
+{
+    struct ob_session *session = server->lobby;
+
+    while (session && !session->version)
+        session = session->next;
+    if (session) {
+        struct ob_msg *msg = session->version;
+
+        session->version = NULL;
+        negotiate(session, msg);
+        ob_msg_free(msg);
+    }
+}
+
+/* Room for one more: the oldest that has not said anything has to go. */
+static bool lobby_make_room(struct ob_server *server)
+{
+    struct ob_session *silent = NULL;
+    unsigned count = 0;
+
+    for (struct ob_session *s = server->lobby; s; s = s->next) {
+        count++;
+        if (!silent && !s->version)
+            silent = s;
+    }
+    if (count < OB_LOBBY_MAX)
+        return true;
+    if (!silent)
+        return false;
+    ob_log(server, OB_LOG_INFO, "process %d dropped: it never negotiated", (int)silent->pid);
+    lobby_drop(silent);
+    return true;
+}
+
+/* fd is taken. */
+static int lobby_enter(struct ob_server *server, int fd)
+{
+    struct ob_session *session, **end = &server->lobby;
+
+    if (!lobby_make_room(server)) {
+        close(fd);
+        return -EBUSY;
+    }
+    session = ob_session_new(server, fd);
+    if (!session)
+        return -ENOMEM;
+    session->ch.payload_max = LOBBY_PAYLOAD_MAX;
+    session->source = ob_source_add(server, session->ch.fd, EPOLLIN, lobby_ready, session);
+    if (!session->source) {
+        ob_session_free(session);
+        return -ENOMEM;
+    }
+    while (*end)
+        end = &(*end)->next;
+    *end = session;
+    return 0;
+}
+
+/*
+ * Without a free descriptor the connection could not be taken off the queue, and the loop would
+ * spin on it: the spare one is given up to close it.
+ */
+static void turn_away(struct ob_server *server)
+{
+    int fd;
+
+    ob_log(server, OB_LOG_ERROR, "a connection was closed: no file descriptor left");
+    if (server->spare_fd >= 0)
+        close(server->spare_fd);
+    fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0)
+        close(fd);
+    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static void listener_ready(void *opaque, uint32_t events)
+{
+    struct ob_server *server = opaque;
+    int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    (void)events;
+    if (fd >= 0)
+        lobby_enter(server, fd);
+    else if (errno == EMFILE || errno == ENFILE)
+        turn_away(server);
+}
+
+/* fd is taken. */
+static int add_listener(struct ob_server *server, int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    if (server->listen_fd >= 0 || server->adopted) {
+        close(fd);
+        return -EBUSY;
+    }
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    if (flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0)
+        server->listener = ob_source_add(server, fd, EPOLLIN, listener_ready, server);
+    if (!server->listener) {
+        int err = errno;
+
+        close(fd);
+        return -err;
+    }
+    server->listen_fd = fd;
+    return 0;
+}
+
+int ob_server_listen(struct ob_server *server, const char *path, unsigned mode)
+{
+    struct stat st;
+    int fd, rc;
+
+    fd = ob_socket_listen(path, mode ? mode : 0600, (int)OB_LOBBY_MAX);
+    if (fd < 0)
+        return fd;
+    rc = add_listener(server, fd);
+    if (rc < 0) {
+        unlink(path);
+        return rc;
+    }
+    server->path = strdup(path);
+    if (server->path && stat(path, &st) == 0) {
+        server->path_dev = st.st_dev;
+        server->path_ino = st.st_ino;
+    }
+    return 0;
+}
+
+int ob_server_listen_fd(struct ob_server *server, int fd)
+{
+    int listening = 0, rc;
+    socklen_t len = sizeof(listening);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) != 0) {
+        rc = -errno;
+        close(fd);
+        return rc;
+    }
+    if (listening)
+        return add_listener(server, fd);
+    if (server->listen_fd >= 0 || server->adopted) {
+        close(fd);
+        return -EBUSY;
+    }
+    rc = lobby_enter(server, fd);
+    server->adopted = rc == 0;
+    return rc;
+}
+
+void ob_lobby_fini(struct ob_server *server)
+{
+    struct stat st;
+
+    while (server->lobby)
+        lobby_drop(server->lobby);
+    if (server->listen_fd >= 0) {
+        ob_source_del(server, server->listener);
+        close(server->listen_fd);
+    }
+    /* Another server may have taken the path over meanwhile: its file stays. */
+    if (server->path && stat(server->path, &st) == 0 && st.st_dev == server->path_dev &&
+        st.st_ino == server->path_ino)
+        unlink(server->path);
+    free(server->path);
+}

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The server object and its loop. One epoll fd holds everything: the listener, connections, the
+ * client's mask eventfds, the embedder's fds. A source that is taken out while the loop walks a
+ * batch of events is only buried, and freed when the batch is done.
+ */
+#include "server/internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define EVENTS_PER_STEP 32
+
+struct ob_source *ob_source_add(struct ob_server *server, int fd, uint32_t events,
+                                void (*ready)(void *opaque, uint32_t events), void *opaque)
+{
+    struct ob_source *source = calloc(1, sizeof(*source));
+    struct epoll_event ev = { .events = events, .data.ptr = source };
+
+    if (!source)
+        return NULL;
+    source->fd = fd;
+    source->events = events;
+    source->ready = ready;
+    source->opaque = opaque;
+    if (epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, fd, &ev) != 0) {
+        free(source);
+        return NULL;
+    }
+    return source;
+}
+
+void ob_source_mod(struct ob_server *server, struct ob_source *source, uint32_t events)
+{
+    struct epoll_event ev = { .events = events, .data.ptr = source };
+
+    if (source->events == events)
+        return;
+    source->events = events;
+    epoll_ctl(server->epoll_fd, EPOLL_CTL_MOD, source->fd, &ev);
+}
+
+void ob_source_del(struct ob_server *server, struct ob_source *source)
+{
+    if (!source)
+        return;
+    epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
+    source->ready = NULL;
+    source->next = server->buried;
+    server->buried = source;
+}
+
+static void free_buried(struct ob_server *server)
+{
+    while (server->buried) {
+        struct ob_source *source = server->buried;
+
+        server->buried = source->next;
+        free(source);
+    }
+}
+
+static void set_awake(struct ob_server *server, bool awake)
+{
+    if (server->awake == awake)
+        return;
+    server->awake = awake;
+    ob_source_mod(server, server->wake, awake ? EPOLLIN : 0);
+}
+
+void ob_server_kick(struct ob_server *server)
+{
+    set_awake(server, true);
+}
+
+void ob_log(struct ob_server *server, enum ob_log_level level, const char *fmt, ...)
+{
+    char line[256];
+    va_list ap;
+
+    if (!server->ops.log)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    server->ops.log(server->opaque, level, line);
+}
+
+static void wake_ready(void *opaque, uint32_t events)
+{
+    (void)opaque, (void)events;
+}
+
+static void stop_ready(void *opaque, uint32_t events)
+{
+    struct ob_server *server = opaque;
+    uint64_t count;
+
+    (void)events;
+    if (read(server->stop_fd, &count, sizeof(count)) == sizeof(count))
+        server->stop = true;
+}
+
+static int open_fds(struct ob_server *server)
+{
+    struct ob_source *stop;
+
+    server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->wake_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (server->epoll_fd < 0 || server->stop_fd < 0 || server->wake_fd < 0)
+        return -errno;
+    server->wake = ob_source_add(server, server->wake_fd, 0, wake_ready, server);
+    stop = ob_source_add(server, server->stop_fd, EPOLLIN, stop_ready, server);
+    if (!server->wake || !stop) {
+        free(stop);
+        return -errno;
+    }
+    stop->next = server->watches;
+    server->watches = stop;
+    return 0;
+}
+
+struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
+{
+    struct ob_server *server = calloc(1, sizeof(*server));
+    int rc;
+
+    if (!server)
+        return NULL;
+    if (ops)
+        memcpy(&server->ops, ops, ops->size < sizeof(*ops) ? ops->size : sizeof(*ops));
+    server->opaque = opaque;
+    server->epoll_fd = server->stop_fd = server->wake_fd = server->spare_fd = -1;
+    server->listen_fd = -1;
+    server->num_regions = OB_PCI_REGIONS;
+    server->num_irqs = OB_PCI_IRQS;
+    server->timeout_ms = OB_DMA_TIMEOUT_MS;
+    for (unsigned i = 0; i < OB_REGIONS_MAX; i++)
+        server->regions[i].fd = -1;
+    pthread_mutex_init(&server->irq_lock, NULL);
+    rc = open_fds(server);
+    if (rc < 0) {
+        ob_server_free(server);
+        errno = -rc;
+        return NULL;
+    }
+    return server;
+}
+
+static void close_fd(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+void ob_server_free(struct ob_server *server)
+{
+    if (!server)
+        return;
+    if (server->session) {
+        ob_session_doom(server->session, "the server ends");
+        ob_session_end(server->session);
+    }
+    ob_lobby_fini(server);
+    ob_dma_fini(server);
+    ob_irqs_fini(server);
+    ob_regions_fini(server);
+    ob_pci_fini(server);
+    while (server->watches) {
+        struct ob_source *source = server->watches;
+
+        server->watches = source->next;
+        ob_source_del(server, source);
+    }
+    ob_source_del(server, server->wake);
+    free_buried(server);
+    close_fd(server->epoll_fd);
+    close_fd(server->stop_fd);
+    close_fd(server->wake_fd);
+    close_fd(server->spare_fd);
+    pthread_mutex_destroy(&server->irq_lock);
+    free(server);
+}
+
+int ob_server_fd(const struct ob_server *server)
+{
+    return server->epoll_fd;
+}
+
+bool ob_server_attached(const struct ob_server *server)
+{
+    return server->session && !server->session->doomed;
+}
+
+static int step(struct ob_server *server, int timeout_ms)
+{
+    struct epoll_event events[EVENTS_PER_STEP];
+    bool busy = false;
+    int n;
+
+    if (server->stepping)
+        return -EBUSY;
+    n = epoll_wait(server->epoll_fd, events, EVENTS_PER_STEP, timeout_ms);
+    if (n < 0 && errno != EINTR)
+        return -errno;
+    server->stepping = true;
+    for (int i = 0; i < n; i++) {
+        struct ob_source *source = events[i].data.ptr;
+
+        if (source->ready)
+            source->ready(source->opaque, events[i].events);
+    }
+    if (server->session && ob_session_has_work(server->session))
+        ob_session_read(server->session);
+    if (server->poller)
+        busy = server->poller(server->poller_opaque);
+    if (server->session && server->session->doomed)
+        ob_session_end(server->session);
+    if (!server->session)
+        ob_lobby_admit(server);
+    free_buried(server);
+    set_awake(server, busy || (server->session && ob_session_has_work(server->session)));
+    server->stepping = false;
+    return server->ended ? 1 : 0;
+}
+
+int ob_server_step(struct ob_server *server)
+{
+    return step(server, 0);
+}
+
+int ob_server_run(struct ob_server *server)
+{
+    while (!server->stop) {
+        int rc = step(server, -1);
+
+        if (rc < 0)
+            return rc;
+        if (rc == 1)
+            break;
+    }
+    server->stop = false;
+    return 0;
+}
+
+void ob_server_stop(struct ob_server *server)
+{
+    static const uint64_t one = 1;
+    int saved = errno; /* this runs in signal handlers */
+
+    /* A full counter means that it was stopped often enough. */
+    if (write(server->stop_fd, &one, sizeof(one)) < 0)
+        errno = saved;
+}
+
+int ob_server_watch(struct ob_server *server, int fd, uint32_t events,
+                    void (*ready)(void *opaque, uint32_t events), void *opaque)
+{
+    struct ob_source **p = &server->watches, *source;
+
+    while (*p && (*p)->fd != fd)
+        p = &(*p)->next;
+    source = *p;
+    if (source && events) {
+        source->ready = ready;
+        source->opaque = opaque;
+        ob_source_mod(server, source, events);
+        return 0;
+    }
+    if (source) {
+        *p = source->next;
+        ob_source_del(server, source);
+        return 0;
+    }
+    if (!events)
+        return -ENOENT;
+    source = ob_source_add(server, fd, events, ready, opaque);
+    if (!source)
+        return -errno;
+    source->next = server->watches;
+    server->watches = source;
+    return 0;
+}
+
+void ob_server_set_poller(struct ob_server *server, bool (*poll)(void *opaque), void *opaque)
+{
+    server->poller = poll;
+    server->poller_opaque = opaque;
+    if (poll)
+        ob_server_kick(server); /* its first call needs a step */
+}
+
+void ob_server_set_timeout(struct ob_server *server, int timeout_ms)
+{
+    server->timeout_ms = timeout_ms;
+}

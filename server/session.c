@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The client: reading its requests in order, and letting it go.
+ *
+ * Requests are not read while an answer is still queued (a client that does not read its answers
+ * makes nothing grow here) nor while a DMA_UNMAP waits for the device. Commands that a message DMA
+ * met on its way are in the backlog and come first.
+ */
+#include "server/internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct ob_session *ob_session_new(struct ob_server *server, int fd)
+{
+    struct ob_session *session = calloc(1, sizeof(*session));
+    struct ucred peer;
+    socklen_t len = sizeof(peer);
+
+    if (!session) {
+        close(fd);
+        return NULL;
+    }
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
+        session->pid = peer.pid;
+    if (ob_channel_init(&session->ch, fd, OB_PAYLOAD_MAX) < 0) {
+        free(session);
+        return NULL;
+    }
+    session->server = server;
+    session->serial = ++server->serials;
+    session->backlog_tail = &session->backlog;
+    return session;
+}
+
+void ob_session_free(struct ob_session *session)
+{
+    ob_source_del(session->server, session->source);
+    ob_channel_fini(&session->ch);
+    ob_msg_free(session->version);
+    while (session->backlog) {
+        struct ob_msg *msg = session->backlog;
+
+        session->backlog = msg->next;
+        ob_msg_free(msg);
+    }
+    free(session);
+}
+
+void ob_session_doom(struct ob_session *session, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (session->doomed)
+        return;
+    session->doomed = true;
+    va_start(ap, fmt);
+    vsnprintf(session->why, sizeof(session->why), fmt, ap);
+    va_end(ap);
+    ob_server_kick(session->server);
+}
+
+void ob_session_broken(struct ob_session *session, int rc)
+{
+    if (rc == -ECONNRESET || rc == -EPIPE)
+        ob_session_doom(session, "it closed the connection");
+    else if (rc == -EPROTO)
+        ob_session_doom(session, "a message shorter than its header");
+    else
+        ob_session_doom(session, "%s", strerror(-rc));
+}
+
+bool ob_session_hung_up(const struct ob_session *session)
+{
+    struct pollfd p = { .fd = session->ch.fd, .events = POLLRDHUP };
+
+    return poll(&p, 1, 0) == 1 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
+}
+
+/* ---- Reading ------------------------------------------------------------------------------ */
+
+static bool may_read(const struct ob_session *session)
+{
+    return !session->doomed && session->unmap.left == 0 && !session->ch.out_head;
+}
+
+bool ob_session_has_work(const struct ob_session *session)
+{
+    return session->backlog && may_read(session);
+}
+
+void ob_session_defer(struct ob_session *session, struct ob_msg *msg)
+{
+    session->backlog_bytes += sizeof(*msg) + msg->len + (size_t)msg->nfds * OB_BACKLOG_FD_COST;
+    msg->next = NULL;
+    *session->backlog_tail = msg;
+    session->backlog_tail = &msg->next;
+    if (session->backlog_bytes > OB_BACKLOG_MAX)
+        ob_session_doom(session, "too many requests while it owed us the answer to a DMA message");
+}
+
+static int next_message(struct ob_session *session, struct ob_msg **out)
+{
+    struct ob_msg *msg = session->backlog;
+
+    if (!msg)
+        return ob_channel_recv(&session->ch, out);
+    session->backlog = msg->next;
+    if (!session->backlog)
+        session->backlog_tail = &session->backlog;
+    session->backlog_bytes -= sizeof(*msg) + msg->len + (size_t)msg->nfds * OB_BACKLOG_FD_COST;
+    *out = msg;
+    return 1;
+}
+
+void ob_session_rearm(struct ob_session *session)
+{
+    ob_source_mod(session->server, session->source,
+                  (may_read(session) ? EPOLLIN : 0) | (session->ch.out_head ? EPOLLOUT : 0));
+    if (ob_session_has_work(session))
+        ob_server_kick(session->server);
+}
+
+/*
+ * A request that is answered ends the turn: its sender mostly waits for that, and to look for
+ * another at once would cost a system call in vain.
+ */
+void ob_session_read(struct ob_session *session)
+{
+    for (unsigned i = 0; i < OB_STEP_REQUESTS && may_read(session); i++) {
+        struct ob_msg *msg;
+        int rc = next_message(session, &msg);
+        bool answered;
+
+        if (rc < 0)
+            ob_session_broken(session, rc);
+        if (rc <= 0)
+            break;
+        answered = ob_dispatch(session, msg);
+        ob_msg_free(msg);
+        if (answered)
+            break;
+    }
+    ob_session_rearm(session);
+}
+
+static void session_ready(void *opaque, uint32_t events)
+{
+    struct ob_session *session = opaque;
+    int rc = session->ch.out_head ? ob_channel_flush(&session->ch) : 1;
+
+    if (rc < 0)
+        ob_session_broken(session, rc);
+    else if (!may_read(session) && (events & (EPOLLHUP | EPOLLERR)))
+        ob_session_doom(session, "it closed the connection");
+    ob_session_read(session);
+}
+
+/* ---- Coming and going --------------------------------------------------------------------- */
+
+void ob_session_attach(struct ob_session *session)
+{
+    struct ob_server *server = session->server;
+
+    session->source->ready = session_ready;
+    session->source->opaque = session;
+    ob_source_mod(server, session->source, EPOLLIN);
+    server->session = session;
+    ob_log(server, OB_LOG_INFO, "client attached (process %d)", (int)session->pid);
+    if (server->ops.client)
+        server->ops.client(server->opaque, true);
+}
+
+void ob_session_end(struct ob_session *session)
+{
+    struct ob_server *server = session->server;
+
+    ob_log(server, OB_LOG_INFO, "client left: %s", session->why);
+    if (server->ops.client)
+        server->ops.client(server->opaque, false);
+    ob_dma_detach(server);
+    ob_irqs_detach(server);
+    server->session = NULL;
+    ob_session_free(session);
+    server->ended = server->adopted;
+}

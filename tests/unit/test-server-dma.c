@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The client's memory: mapping and unmapping it, reaching it in each of the three ways. */
+#include "harness.h"
+#include "peer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define RW   (OB_DMA_READ | OB_DMA_WRITE)
+#define PAGE 4096u
+
+struct device {
+    struct ob_server *server;
+    struct ob_dma_ref ref;
+    uint64_t unmap_address, unmap_size;
+    unsigned unmaps;
+    bool put_at_once;
+    bool seen_at_leave; /* the mapping was still valid */
+};
+
+static void on_unmap(void *opaque, uint64_t address, uint64_t size)
+{
+    struct device *device = opaque;
+    struct ob_dma_ref ref;
+
+    device->unmaps++;
+    device->unmap_address = address;
+    device->unmap_size = size;
+    CHECK_INT(ob_dma_get(device->server, address, 1, OB_DMA_READ, &ref), -EFAULT);
+    if (device->put_at_once && device->ref.map)
+        ob_dma_put(device->server, &device->ref);
+}
+
+static void on_client(void *opaque, bool attached)
+{
+    struct device *device = opaque;
+    uint8_t byte;
+
+    if (!attached)
+        device->seen_at_leave = ob_dma_read(device->server, 0x10000, &byte, 1) == 0;
+}
+
+static struct ob_server *new_server(struct device *device)
+{
+    static const struct ob_server_ops ops = { sizeof(ops), NULL, on_client, on_unmap, NULL };
+
+    *device = (struct device){ 0 };
+    device->server = peer_server_new(&ops, device);
+    return device->server;
+}
+
+static void copies_through(struct ob_server *server, struct peer *peer, uint32_t how)
+{
+    uint8_t data[3000], back[3000];
+    int fd = peer_memfd(8 * PAGE);
+    uint8_t *file = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    for (size_t i = 0; i < sizeof(data); i++)
+        data[i] = (uint8_t)(i * 7);
+    CHECK_INT(peer_map(peer, 0x10000, 4 * PAGE, RW | how, fd, 2 * PAGE), 0);
+    CHECK_INT(ob_dma_write(server, 0x10000 + 100, data, sizeof(data)), 0);
+    CHECK_MEM(file + 2 * PAGE + 100, data, sizeof(data));
+    file[2 * PAGE + 101] ^= 0x55;
+    data[1] ^= 0x55;
+    CHECK_INT(ob_dma_read(server, 0x10000 + 100, back, sizeof(back)), 0);
+    CHECK_MEM(back, data, sizeof(data));
+    CHECK_INT(ob_dma_read(server, 0x10000 + 4 * PAGE - 1, back, 2), -EFAULT);
+    CHECK_INT(ob_dma_write(server, 0xffff, back, 2), -EFAULT);
+    CHECK_INT(ob_dma_write(server, UINT64_MAX, back, 2), -EFAULT);
+    CHECK_INT(peer_unmap(peer, 0x10000, 4 * PAGE, 0), 0);
+    CHECK_INT(ob_dma_read(server, 0x10000, back, 1), -EFAULT);
+    munmap(file, 8 * PAGE);
+    close(fd);
+}
+
+TEST(copies, "memory-is-copied-mapped-and-by-file-io")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    copies_through(server, &peer, 0);
+    copies_through(server, &peer, OB_DMA_ACCESS_MMAP);
+    copies_through(server, &peer, OB_DMA_ACCESS_FILE);
+    CHECK_INT(device.unmaps, 3);
+    peer_close(&peer);
+    ob_server_free(server);
+}
+
+TEST(adjacent, "copy-crosses-adjacent-mappings-of-different-kinds")
+{
+    uint8_t data[2 * PAGE], back[2 * PAGE];
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(4 * PAGE);
+    struct ob_dma_ref ref;
+    struct peer peer;
+
+    memset(data, 0x3c, sizeof(data));
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0x3000, PAGE, RW, fd, PAGE), 0);
+    CHECK_INT(peer_map(&peer, 0x1000, PAGE, RW | OB_DMA_ACCESS_FILE, fd, 3 * PAGE), 0);
+    CHECK_INT(peer_map(&peer, 0x2000, PAGE, RW, fd, 0), 0);
+    CHECK_INT(ob_dma_write(server, 0x1800, data, sizeof(data)), 0);
+    CHECK_INT(ob_dma_read(server, 0x1800, back, sizeof(back)), 0);
+    CHECK_MEM(back, data, sizeof(data));
+    CHECK_INT(ob_dma_get(server, 0x2800, 0x1000, RW, &ref), -EOPNOTSUPP); /* two pieces */
+    CHECK_INT(ob_dma_get(server, 0x1000, 1, RW, &ref), -EOPNOTSUPP);      /* a file */
+    CHECK_INT(ob_dma_get(server, 0x3800, 0x1000, RW, &ref), -EFAULT);
+    CHECK_INT(ob_dma_get(server, 0x2000, 0, RW, &ref), -EINVAL);
+    CHECK_INT(ob_dma_get(server, 0x2000, PAGE, RW, &ref), 0);
+    CHECK_MEM((uint8_t *)ref.ptr, data, PAGE);
+    ob_dma_put(server, &ref);
+    peer_close(&peer);
+    close(fd);
+    ob_server_free(server);
+}
+
+TEST(unaligned, "file-offset-need-not-be-aligned")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(3 * PAGE);
+    struct ob_dma_ref ref;
+    struct peer peer;
+    char back[6];
+
+    CHECK_INT(pwrite(fd, "inside", 6, PAGE + 123), 6);
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0x777, PAGE, OB_DMA_READ, fd, PAGE + 123), 0);
+    CHECK_INT(ob_dma_read(server, 0x777, back, 6), 0);
+    CHECK_MEM(back, "inside", 6);
+    CHECK_INT(ob_dma_get(server, 0x777, PAGE, OB_DMA_READ, &ref), 0);
+    CHECK_MEM((char *)ref.ptr, "inside", 6);
+    ob_dma_put(server, &ref);
+    peer_close(&peer);
+    close(fd);
+    ob_server_free(server);
+}
+
+TEST(protected, "permissions-are-kept")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(PAGE), readonly;
+    struct ob_dma_ref ref;
+    struct peer peer;
+    char path[64], byte = 0;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    readonly = open(path, O_RDONLY | O_CLOEXEC);
+    CHECK(readonly >= 0);
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0x1000, PAGE, OB_DMA_READ, readonly, 0), 0);
+    CHECK_INT(peer_map(&peer, 0x2000, PAGE, RW, readonly, 0), -EACCES);
+    CHECK_INT(peer_map(&peer, 0x3000, PAGE, OB_DMA_WRITE, fd, 0), 0);
+    CHECK_INT(peer_map(&peer, 0x4000, PAGE, 0, fd, 0), 0);
+    CHECK_INT(ob_dma_write(server, 0x1000, &byte, 1), -EACCES);
+    CHECK_INT(ob_dma_read(server, 0x3000, &byte, 1), -EACCES);
+    CHECK_INT(ob_dma_read(server, 0x4000, &byte, 1), -EACCES);
+    CHECK_INT(ob_dma_get(server, 0x1000, 1, RW, &ref), -EACCES);
+    CHECK_INT(ob_dma_get(server, 0x1000, 1, OB_DMA_READ, &ref), 0);
+    ob_dma_put(server, &ref);
+    peer_close(&peer);
+    close(fd);
+    close(readonly);
+    ob_server_free(server);
+}
+
+TEST(overlap, "overlap-is-refused-and-the-same-again-is-not")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(16 * PAGE), other = peer_memfd(16 * PAGE);
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE, RW, fd, 0), 0);
+    CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE, RW, fd, 0), 0);
+    CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE, RW, other, 0), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE, RW, fd, PAGE), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE, OB_DMA_READ, fd, 0), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE, RW, -1, 0), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0xf000, 2 * PAGE, RW, fd, 0), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0x13000, 2 * PAGE, RW, fd, 0), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0x11000, PAGE, RW, fd, 0), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0xf000, 8 * PAGE, RW, fd, 0), -EEXIST);
+    CHECK_INT(peer_map(&peer, 0xf000, PAGE, RW, fd, 0), 0);
+    CHECK_INT(peer_map(&peer, 0x14000, PAGE, RW, fd, 0), 0);
+    CHECK_INT(peer_map(&peer, UINT64_MAX - PAGE + 1, PAGE, RW, fd, 0), 0);
+    CHECK_INT(peer_unmap(&peer, 0x10000, 4 * PAGE, 0), 0);
+    CHECK_INT(peer_unmap(&peer, 0x10000, 4 * PAGE, 0), -ENOENT);
+    peer_close(&peer);
+    close(fd);
+    close(other);
+    ob_server_free(server);
+}
+
+TEST(bad_maps, "maps-that-cannot-be-are-refused")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(4 * PAGE), pipes[2];
+    struct peer peer;
+
+    CHECK_INT(pipe(pipes), 0);
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0, 0, RW, fd, 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, 0, RW, -1, 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, UINT64_MAX - 10, PAGE, RW, -1, 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, 5 * PAGE, RW, fd, 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, 4 * PAGE, RW, fd, 1), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, PAGE, RW, fd, UINT64_MAX - PAGE + 1), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, PAGE, RW | OB_DMA_ACCESS_FILE, fd, 4 * PAGE), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, PAGE, RW | OB_DMA_ACCESS_MMAP, -1, 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, PAGE, RW | OB_DMA_ACCESS_FILE, -1, 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, PAGE, RW | 0x10, -1, 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, PAGE, RW, pipes[0], 0), -EINVAL);
+    CHECK_INT(peer_unmap(&peer, 0, 0, OB_DMA_UNMAP_ALL), 0); /* nothing was mapped */
+    CHECK_INT(device.unmaps, 0);
+    peer_close(&peer);
+    close(fd);
+    close(pipes[0]);
+    close(pipes[1]);
+    ob_server_free(server);
+}
+
+TEST(unmaps, "unmap-wants-exactly-one-mapping-or-all")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    struct peer peer;
+    int fd = peer_memfd(PAGE);
+
+    peer_attach(&peer, server);
+    for (uint64_t i = 0; i < 100; i++)
+        CHECK_INT(peer_map(&peer, (99 - i) * 2 * PAGE, PAGE, RW, i % 2 ? fd : -1, 0), 0);
+    CHECK_INT(peer_unmap(&peer, 0, 3 * PAGE, 0), -ENOENT);
+    CHECK_INT(peer_unmap(&peer, 0, PAGE / 2, 0), -ENOENT);
+    CHECK_INT(peer_unmap(&peer, PAGE, PAGE, 0), -ENOENT);
+    CHECK_INT(device.unmaps, 0);
+    CHECK_INT(peer_unmap(&peer, 2 * PAGE, PAGE, 0), 0);
+    CHECK_INT(device.unmap_address, 2 * PAGE);
+    CHECK_INT(device.unmap_size, PAGE);
+    CHECK_INT(peer_unmap(&peer, 0, PAGE, OB_DMA_UNMAP_ALL), -EINVAL);
+    CHECK_INT(peer_unmap(&peer, 0, PAGE, OB_DMA_UNMAP_GET_DIRTY), -EINVAL);
+    CHECK_INT(peer_unmap(&peer, 0, 0, OB_DMA_UNMAP_ALL), 0);
+    CHECK_INT(device.unmaps, 100);
+    peer_close(&peer);
+    close(fd);
+    ob_server_free(server);
+}
+
+TEST(limit, "more-mappings-than-advertised-are-refused")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    for (uint64_t i = 0; i < OB_DMA_MAPS_MAX; i++)
+        CHECK_INT(peer_map(&peer, i * PAGE, PAGE, RW, -1, 0), 0);
+    CHECK_INT(peer_map(&peer, (uint64_t)OB_DMA_MAPS_MAX * PAGE, PAGE, RW, -1, 0), -ENOSPC);
+    CHECK_INT(peer_unmap(&peer, 7 * PAGE, PAGE, 0), 0);
+    CHECK_INT(peer_map(&peer, (uint64_t)OB_DMA_MAPS_MAX * PAGE, PAGE, RW, -1, 0), 0);
+    peer_close(&peer);
+    ob_server_free(server);
+}
+
+/* ---- References --------------------------------------------------------------------------- */
+
+TEST(pinned, "unmap-is-answered-when-the-last-user-let-go")
+{
+    struct ob_wire_dma_unmap unmap = { sizeof(unmap), 0, 0x10000, PAGE };
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    struct ob_dma_ref second;
+    int fd = peer_memfd(PAGE);
+    struct ob_msg *reply;
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
+    CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
+    CHECK_INT(ob_dma_get(server, 0x10008, 8, RW, &second), 0);
+    peer_send(&peer, OB_CMD_DMA_UNMAP, 0, &unmap, sizeof(unmap), NULL, 0);
+    peer_send(&peer, OB_CMD_DEVICE_RESET, 0, NULL, 0, NULL, 0); /* waits its turn */
+    CHECK(peer_silent(&peer));
+    CHECK_INT(device.unmaps, 1);
+    memset(device.ref.ptr, 1, PAGE);
+    ob_dma_put(server, &device.ref);
+    CHECK(peer_silent(&peer));
+    memset(second.ptr, 2, 8);
+    ob_dma_put(server, &second);
+    reply = peer_receive(&peer);
+    CHECK_INT(reply->hdr.cmd, OB_CMD_DMA_UNMAP);
+    CHECK_INT(reply->hdr.flags, OB_HDR_REPLY);
+    CHECK_MEM(reply->payload, &unmap, sizeof(unmap));
+    ob_msg_free(reply);
+    reply = peer_receive(&peer);
+    CHECK_INT(reply->hdr.cmd, OB_CMD_DEVICE_RESET);
+    ob_msg_free(reply);
+    peer_close(&peer);
+    close(fd);
+    ob_server_free(server);
+}
+
+TEST(put_in_callback, "user-that-lets-go-in-the-callback-delays-nothing")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(PAGE);
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    device.put_at_once = true;
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
+        CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
+        CHECK_INT(peer_unmap(&peer, i ? 0x10000 : 0, i ? PAGE : 0, i ? 0 : OB_DMA_UNMAP_ALL), 0);
+    }
+    peer_close(&peer);
+    close(fd);
+    ob_server_free(server);
+}
+
+TEST(leaves_pinned, "memory-in-use-outlives-the-client")
+{
+    struct ob_wire_dma_unmap unmap = { sizeof(unmap), 0, 0x20000, PAGE };
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    struct ob_dma_ref waiting;
+    int fd = peer_memfd(2 * PAGE);
+    struct peer peer, next;
+
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
+    CHECK_INT(peer_map(&peer, 0x20000, PAGE, RW, fd, PAGE), 0);
+    CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
+    CHECK_INT(ob_dma_get(server, 0x20000, PAGE, RW, &waiting), 0);
+    peer_send(&peer, OB_CMD_DMA_UNMAP, 0, &unmap, sizeof(unmap), NULL, 0);
+    CHECK(peer_silent(&peer));
+    ob_channel_fini(&peer.ch);
+    peer_attach(&next, server);
+    CHECK(device.seen_at_leave);
+    memset(device.ref.ptr, 5, PAGE);
+    memset(waiting.ptr, 6, PAGE);
+    CHECK_INT(peer_map(&next, 0x10000, PAGE, RW, fd, 0), 0);
+    ob_dma_put(server, &waiting);
+    ob_dma_put(server, &device.ref);
+    CHECK(peer_silent(&next)); /* nobody's answer came to the wrong client */
+    CHECK_INT(peer_unmap(&next, 0x10000, PAGE, 0), 0);
+    peer_close(&next);
+    close(fd);
+    ob_server_free(server);
+}
+
+/* A device whose work is done by somebody else, who reports it by an eventfd. */
+static void on_done(void *opaque, uint32_t events)
+{
+    struct device *device = opaque;
+
+    (void)events;
+    ob_dma_put(device->server, &device->ref);
+    CHECK_INT(ob_server_watch(device->server, (int)device->unmap_size, 0, NULL, NULL), 0);
+}
+
+TEST(put_in_watch, "unmap-is-answered-from-a-completion")
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(PAGE), done = eventfd(1, EFD_CLOEXEC);
+    struct ob_wire_dma_unmap unmap = { sizeof(unmap), 0, 0x10000, PAGE };
+    struct ob_msg *reply;
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
+    CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
+    peer_send(&peer, OB_CMD_DMA_UNMAP, 0, &unmap, sizeof(unmap), NULL, 0);
+    CHECK(peer_silent(&peer));
+    device.unmap_size = (uint64_t)done;
+    CHECK_INT(ob_server_watch(server, done, EPOLLIN, on_done, &device), 0);
+    reply = peer_receive(&peer);
+    CHECK_INT(reply->hdr.cmd, OB_CMD_DMA_UNMAP);
+    ob_msg_free(reply);
+    peer_close(&peer);
+    close(fd);
+    close(done);
+    ob_server_free(server);
+}
