@@ -53,9 +53,9 @@ struct ob_client_options {
     void *opaque;
 };
 
-#define OB_CLIENT_OPTIONS_INIT                                                                     \
-    {                                                                                              \
-        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL                                \
+#define OB_CLIENT_OPTIONS_INIT                                      \
+    {                                                               \
+        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL \
     }
 
 /*
@@ -63,8 +63,8 @@ struct ob_client_options {
  * Blocks for the timeout at most. opt may be NULL. On failure errbuf (may be NULL) gets a sentence
  * that says what was wrong and what to do. Since 0.1.
  */
-int ob_client_connect(const char *path, const struct ob_client_options *opt,
-                      struct ob_client **out, char *errbuf, size_t errbuf_size);
+int ob_client_connect(const char *path, const struct ob_client_options *opt, struct ob_client **out,
+                      char *errbuf, size_t errbuf_size);
 /* The same on a connected socket; fd is taken, also on failure. */
 int ob_client_connect_fd(int fd, const struct ob_client_options *opt, struct ob_client **out,
                          char *errbuf, size_t errbuf_size);
@@ -170,8 +170,8 @@ int ob_client_dma_unmap(struct ob_client *client, uint64_t address, uint64_t siz
 int ob_client_set_irqs(struct ob_client *client, uint32_t index, uint32_t flags, uint32_t start,
                        uint32_t count, const uint8_t *bools, const int *fds);
 /* Signal these eventfds for vectors start...; -1 leaves one without. */
-int ob_client_irq_eventfds(struct ob_client *client, uint32_t index, uint32_t start,
-                           uint32_t count, const int *fds);
+int ob_client_irq_eventfds(struct ob_client *client, uint32_t index, uint32_t start, uint32_t count,
+                           const int *fds);
 /* Takes all eventfds of the index back. */
 int ob_client_irq_disable(struct ob_client *client, uint32_t index);
 int ob_client_irq_mask(struct ob_client *client, uint32_t index, uint32_t vector, bool mask);

@@ -24,8 +24,8 @@ struct ob_pci_id {
  * INTA# pin. Since 0.1. */
 int ob_pci_init(struct ob_server *server, const struct ob_pci_id *id, bool express, bool intx);
 
-#define OB_PCI_BAR_IO 0x1u
-#define OB_PCI_BAR_64 0x2u       /* takes the next BAR register too */
+#define OB_PCI_BAR_IO       0x1u
+#define OB_PCI_BAR_64       0x2u /* takes the next BAR register too */
 #define OB_PCI_BAR_PREFETCH 0x4u
 
 /* BAR register for region `bar` (0-5), whose size must be a power of two (memory: >= 16, I/O:

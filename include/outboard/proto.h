@@ -23,27 +23,27 @@ extern "C" {
 #define OB_VERSION_MAJOR 0
 #define OB_VERSION_MINOR 0 /* QEMU's client takes nothing above 0 */
 
-#define OB_MSG_FDS_MAX 253     /* fds we take in one message: the kernel's SCM_MAX_FD */
-#define OB_MSG_FDS_OFFER 16    /* fds we advertise: QEMU's client refuses a server that says more */
-#define OB_MSG_FDS_DEFAULT 1   /* assumed of a peer that does not say */
-#define OB_DATA_XFER_MAX 1048576u  /* bytes of data we take in one message, and advertise */
+#define OB_MSG_FDS_MAX       253 /* fds we take in one message: the kernel's SCM_MAX_FD */
+#define OB_MSG_FDS_OFFER     16 /* fds we advertise: QEMU's client refuses a server that says more */
+#define OB_MSG_FDS_DEFAULT   1  /* assumed of a peer that does not say */
+#define OB_DATA_XFER_MAX     1048576u /* bytes of data we take in one message, and advertise */
 #define OB_DATA_XFER_DEFAULT 1048576u
-#define OB_DMA_MAPS_MAX 65535u     /* simultaneous DMA mappings we keep, and advertise */
-#define OB_DMA_MAPS_DEFAULT 65535u
-#define OB_PGSIZES_DEFAULT 4096u
-#define OB_VERSION_JSON_MAX 4096u  /* bytes of negotiation JSON we take, NUL included */
+#define OB_DMA_MAPS_MAX      65535u /* simultaneous DMA mappings we keep, and advertise */
+#define OB_DMA_MAPS_DEFAULT  65535u
+#define OB_PGSIZES_DEFAULT   4096u
+#define OB_VERSION_JSON_MAX  4096u /* bytes of negotiation JSON we take, NUL included */
 #define OB_VERSION_JSON_QEMU 194u  /* the same in our reply: QEMU's client has no room for more */
-#define OB_REGIONS_MAX 64u         /* regions of one device */
-#define OB_IRQS_MAX 16u            /* IRQ indexes of one device */
-#define OB_IRQ_VECTORS_MAX 2048u   /* vectors of one IRQ index */
-#define OB_SPARSE_AREAS_MAX 64u    /* mappable areas of one region */
-#define OB_IOEVENTFDS_MAX 64u      /* sub-regions of one GET_REGION_IO_FDS reply */
-#define OB_REGION_INFO_MAX 4096u   /* bytes of one region info with its capabilities */
-#define OB_WRITE_MULTI_MAX (OB_DATA_XFER_MAX / 24u) /* entries of one REGION_WRITE_MULTI */
+#define OB_REGIONS_MAX       64u   /* regions of one device */
+#define OB_IRQS_MAX          16u   /* IRQ indexes of one device */
+#define OB_IRQ_VECTORS_MAX   2048u /* vectors of one IRQ index */
+#define OB_SPARSE_AREAS_MAX  64u   /* mappable areas of one region */
+#define OB_IOEVENTFDS_MAX    64u   /* sub-regions of one GET_REGION_IO_FDS reply */
+#define OB_REGION_INFO_MAX   4096u /* bytes of one region info with its capabilities */
+#define OB_WRITE_MULTI_MAX   (OB_DATA_XFER_MAX / 24u) /* entries of one REGION_WRITE_MULTI */
 
 /* Largest payload of any message: data of the largest transfer and the fixed part before it. */
 #define OB_PAYLOAD_MAX (OB_DATA_XFER_MAX + 64u)
-#define OB_MSG_MAX ((uint32_t)sizeof(struct ob_wire_hdr) + OB_PAYLOAD_MAX)
+#define OB_MSG_MAX     ((uint32_t)sizeof(struct ob_wire_hdr) + OB_PAYLOAD_MAX)
 
 /* ---- Header ------------------------------------------------------------------------------- */
 
@@ -72,10 +72,10 @@ enum ob_cmd {
 
 /* ob_wire_hdr.flags */
 #define OB_HDR_TYPE_MASK 0x0000000fu
-#define OB_HDR_COMMAND 0x00000000u
-#define OB_HDR_REPLY 0x00000001u
-#define OB_HDR_NO_REPLY 0x00000010u /* commands: do not answer */
-#define OB_HDR_ERROR 0x00000020u    /* replies: error_no holds an errno (or 0) */
+#define OB_HDR_COMMAND   0x00000000u
+#define OB_HDR_REPLY     0x00000001u
+#define OB_HDR_NO_REPLY  0x00000010u /* commands: do not answer */
+#define OB_HDR_ERROR     0x00000020u /* replies: error_no holds an errno (or 0) */
 
 struct ob_wire_hdr {
     uint16_t msg_id;   /* chosen by the sender of the command, copied into the reply */
@@ -92,8 +92,8 @@ struct ob_wire_version { /* then JSON, NUL-terminated */
     uint16_t minor;
 };
 
-#define OB_DMA_READ 0x1u        /* the server may read */
-#define OB_DMA_WRITE 0x2u       /* the server may write */
+#define OB_DMA_READ        0x1u /* the server may read */
+#define OB_DMA_WRITE       0x2u /* the server may write */
 #define OB_DMA_ACCESS_MMAP 0x4u /* the server shall mmap the fd */
 #define OB_DMA_ACCESS_FILE 0x8u /* the server shall use pread and pwrite on the fd */
 
@@ -106,7 +106,7 @@ struct ob_wire_dma_map {
 };
 
 #define OB_DMA_UNMAP_GET_DIRTY 0x1u /* return a dirty bitmap */
-#define OB_DMA_UNMAP_ALL 0x2u       /* everything; address and size are 0 */
+#define OB_DMA_UNMAP_ALL       0x2u /* everything; address and size are 0 */
 
 struct ob_wire_dma_unmap { /* with GET_DIRTY: then struct ob_wire_bitmap (reply: and the bitmap) */
     uint32_t argsz;
@@ -121,7 +121,7 @@ struct ob_wire_bitmap {
 };
 
 #define OB_DEVICE_RESET 0x1u /* DEVICE_RESET is supported */
-#define OB_DEVICE_PCI 0x2u
+#define OB_DEVICE_PCI   0x2u
 
 struct ob_wire_device_info {
     uint32_t argsz;
@@ -140,10 +140,10 @@ enum ob_pci_region {
     OB_PCI_REGIONS = 9
 };
 
-#define OB_REGION_READ 0x1u
+#define OB_REGION_READ  0x1u
 #define OB_REGION_WRITE 0x2u
-#define OB_REGION_MMAP 0x4u /* an fd comes with the reply */
-#define OB_REGION_CAPS 0x8u
+#define OB_REGION_MMAP  0x4u /* an fd comes with the reply */
+#define OB_REGION_CAPS  0x8u
 
 struct ob_wire_region_info { /* then capabilities */
     uint32_t argsz;
@@ -219,10 +219,10 @@ enum ob_pci_irq {
     OB_PCI_IRQS = 5
 };
 
-#define OB_IRQ_EVENTFD 0x1u
-#define OB_IRQ_MASKABLE 0x2u
+#define OB_IRQ_EVENTFD    0x1u
+#define OB_IRQ_MASKABLE   0x2u
 #define OB_IRQ_AUTOMASKED 0x4u /* level-triggered: masked by triggering, until UNMASK */
-#define OB_IRQ_NORESIZE 0x8u
+#define OB_IRQ_NORESIZE   0x8u
 
 struct ob_wire_irq_info {
     uint32_t argsz;
@@ -231,14 +231,14 @@ struct ob_wire_irq_info {
     uint32_t count;
 };
 
-#define OB_IRQ_SET_DATA_NONE 0x01u
-#define OB_IRQ_SET_DATA_BOOL 0x02u
-#define OB_IRQ_SET_DATA_EVENTFD 0x04u
-#define OB_IRQ_SET_DATA_MASK 0x07u
-#define OB_IRQ_SET_ACTION_MASK 0x08u
-#define OB_IRQ_SET_ACTION_UNMASK 0x10u
+#define OB_IRQ_SET_DATA_NONE      0x01u
+#define OB_IRQ_SET_DATA_BOOL      0x02u
+#define OB_IRQ_SET_DATA_EVENTFD   0x04u
+#define OB_IRQ_SET_DATA_MASK      0x07u
+#define OB_IRQ_SET_ACTION_MASK    0x08u
+#define OB_IRQ_SET_ACTION_UNMASK  0x10u
 #define OB_IRQ_SET_ACTION_TRIGGER 0x20u
-#define OB_IRQ_SET_ACTIONS 0x38u /* all three */
+#define OB_IRQ_SET_ACTIONS        0x38u /* all three */
 
 struct ob_wire_set_irqs { /* with DATA_BOOL: then count bytes; with DATA_EVENTFD: count fds */
     uint32_t argsz;
@@ -272,9 +272,9 @@ struct ob_wire_write_multi_entry {
     uint8_t data[OB_WRITE_MULTI_DATA];
 };
 
-#define OB_FEATURE_MASK 0x0000ffffu /* the feature's number */
-#define OB_FEATURE_GET 0x00010000u
-#define OB_FEATURE_SET 0x00020000u
+#define OB_FEATURE_MASK  0x0000ffffu /* the feature's number */
+#define OB_FEATURE_GET   0x00010000u
+#define OB_FEATURE_SET   0x00020000u
 #define OB_FEATURE_PROBE 0x00040000u
 
 enum ob_feature {
@@ -302,10 +302,10 @@ struct ob_caps {
     uint32_t max_msg_fds;        /* fds that side takes in one message */
     uint32_t max_data_xfer_size; /* bytes of data it takes in one message */
     uint32_t max_dma_maps;
-    uint64_t pgsizes;            /* OR of the page sizes usable in DMA_MAP */
-    bool write_multiple;         /* REGION_WRITE_MULTI may be used */
+    uint64_t pgsizes;    /* OR of the page sizes usable in DMA_MAP */
+    bool write_multiple; /* REGION_WRITE_MULTI may be used */
     bool twin_socket;
-    int twin_fd_index;           /* in a reply: index into its fds, else -1 */
+    int twin_fd_index; /* in a reply: index into its fds, else -1 */
     bool migration;
     uint64_t migration_pgsize;
     uint64_t migration_max_bitmap_size; /* 0: not said */
@@ -333,8 +333,8 @@ struct ob_field {
 
 /* One direction of a command: what may follow the 16-byte header, and which fds come along. */
 struct ob_shape {
-    uint32_t min;                  /* payload bytes: the fixed part */
-    uint32_t max;                  /* payload bytes: fixed part and variable part */
+    uint32_t min; /* payload bytes: the fixed part */
+    uint32_t max; /* payload bytes: fixed part and variable part */
     uint16_t fds_max;
     const struct ob_field *fields; /* of the fixed part, nfields of them */
     uint16_t nfields;
@@ -342,10 +342,10 @@ struct ob_shape {
 
 struct ob_msg_type {
     uint16_t cmd;
-    const char *name;     /* "DEVICE_GET_INFO" */
-    uint8_t dir;          /* enum ob_dir: who sends the command */
-    uint8_t states;       /* set of enum ob_state in which it is legal */
-    bool live;            /* false: only the number remains (DIRTY_PAGES); always refused */
+    const char *name; /* "DEVICE_GET_INFO" */
+    uint8_t dir;      /* enum ob_dir: who sends the command */
+    uint8_t states;   /* set of enum ob_state in which it is legal */
+    bool live;        /* false: only the number remains (DIRTY_PAGES); always refused */
     struct ob_shape request;
     struct ob_shape reply; /* of a reply without error; an error reply may have any payload */
 };
@@ -363,7 +363,7 @@ enum ob_reason {
     OB_BAD_FLAGS,     /* undefined header flags */
     OB_TOO_SHORT,
     OB_TOO_LONG,
-    OB_TOO_MANY_FDS,  /* not told by a header: for who compares the fds with fds_max */
+    OB_TOO_MANY_FDS, /* not told by a header: for who compares the fds with fds_max */
 };
 
 /*
@@ -371,7 +371,8 @@ enum ob_reason {
  * command; state: of the connection. On OB_OK the payload is within the row's bounds.
  * Protocol: docs/architecture.md, "Wire". Since 0.1.
  */
-enum ob_reason ob_check_command(const struct ob_wire_hdr *hdr, enum ob_dir dir, enum ob_state state);
+enum ob_reason ob_check_command(const struct ob_wire_hdr *hdr, enum ob_dir dir,
+                                enum ob_state state);
 
 /* Checks the header of a reply to command cmd. An error reply is let through with any payload
  * within OB_PAYLOAD_MAX, also when cmd is none that we know. Since 0.1. */
@@ -464,9 +465,9 @@ struct ob_sparse_area {
 struct ob_region_layout {
     uint32_t flags; /* OB_REGION_READ | WRITE | MMAP */
     uint64_t size;
-    uint64_t fd_offset; /* where the region starts in its fd */
+    uint64_t fd_offset;     /* where the region starts in its fd */
     uint32_t type, subtype; /* of a device-specific region; 0, 0: none */
-    uint32_t nareas; /* 0 with OB_REGION_MMAP: the whole region is mappable */
+    uint32_t nareas;        /* 0 with OB_REGION_MMAP: the whole region is mappable */
     struct ob_sparse_area areas[OB_SPARSE_AREAS_MAX];
 };
 

@@ -33,27 +33,27 @@ const char *test_tmpdir(void);
 /* Milliseconds of a monotonic clock. */
 int64_t test_now_ms(void);
 
-#define TEST_TIMEOUT(ident, name_, seconds)                                                        \
-    static void ident(void);                                                                       \
-    __attribute__((constructor)) static void register_##ident(void)                                \
-    {                                                                                              \
-        static struct test_case tc = { name_, ident, seconds, NULL };                              \
-        test_register(&tc);                                                                        \
-    }                                                                                              \
+#define TEST_TIMEOUT(ident, name_, seconds)                           \
+    static void ident(void);                                          \
+    __attribute__((constructor)) static void register_##ident(void)   \
+    {                                                                 \
+        static struct test_case tc = { name_, ident, seconds, NULL }; \
+        test_register(&tc);                                           \
+    }                                                                 \
     static void ident(void)
 #define TEST(ident, name_) TEST_TIMEOUT(ident, name_, 0)
 
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond))                                                                               \
-            test_fail(__FILE__, __LINE__, "not true: %s", #cond);                                  \
+#define CHECK(cond)                                               \
+    do {                                                          \
+        if (!(cond))                                              \
+            test_fail(__FILE__, __LINE__, "not true: %s", #cond); \
     } while (0)
-#define CHECK_INT(a, b)                                                                            \
-    do {                                                                                           \
-        long long a_ = (long long)(a), b_ = (long long)(b);                                        \
-        if (a_ != b_)                                                                              \
-            test_fail(__FILE__, __LINE__, "%s is %lld (0x%llx), not %s = %lld (0x%llx)", #a, a_,   \
-                      a_, #b, b_, b_);                                                             \
+#define CHECK_INT(a, b)                                                                          \
+    do {                                                                                         \
+        long long a_ = (long long)(a), b_ = (long long)(b);                                      \
+        if (a_ != b_)                                                                            \
+            test_fail(__FILE__, __LINE__, "%s is %lld (0x%llx), not %s = %lld (0x%llx)", #a, a_, \
+                      a_, #b, b_, b_);                                                           \
     } while (0)
 #define CHECK_STR(a, b)                                                                            \
     do {                                                                                           \
@@ -61,10 +61,10 @@ int64_t test_now_ms(void);
         if (!a_ || strcmp(a_, b_) != 0)                                                            \
             test_fail(__FILE__, __LINE__, "%s is \"%s\", not \"%s\"", #a, a_ ? a_ : "(null)", b_); \
     } while (0)
-#define CHECK_MEM(a, b, len)                                                                       \
-    do {                                                                                           \
-        if (memcmp((a), (b), (len)) != 0)                                                          \
-            test_fail(__FILE__, __LINE__, "%s differs from %s", #a, #b);                           \
+#define CHECK_MEM(a, b, len)                                             \
+    do {                                                                 \
+        if (memcmp((a), (b), (len)) != 0)                                \
+            test_fail(__FILE__, __LINE__, "%s differs from %s", #a, #b); \
     } while (0)
 
 #endif
