@@ -3,13 +3,16 @@
 #include "tools.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static int cmd_help(int argc, char **argv);
 
 /* One line a command. Its function is declared in tools.h. */
 static const struct command commands[] = {
+    { "serve", "NAME SOCKET [...]", "serve a PCI device on a socket", cmd_serve },
     { "help", "[COMMAND]", "say what a command does", cmd_help },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))
@@ -91,8 +94,21 @@ static int dispatch(int argc, char **argv)
     return command ? command->run(argc - 1, argv + 1) : unknown_command(argv[1]);
 }
 
+/* A socket must not become number 1 and be printed to because the parent closed stdout. */
+static void open_standard_fds(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
 int main(int argc, char **argv)
 {
+    open_standard_fds();
     int status = dispatch(argc, argv);
 
     /* What could not be written was not done: a full disk must not look like success. */

@@ -21,6 +21,8 @@ struct command {
     int (*run)(int argc, char **argv);
 };
 
+int cmd_serve(int argc, char **argv);
+
 /*
  * Print "outboard COMMAND: sentence" to stderr, the second with "(see outboard COMMAND --help)"
  * after it, and return the exit status for it: 1 and 2.

@@ -1,0 +1,276 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""`outboard serve`: what it prints, how it ends, what it refuses."""
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import socket
+import stat
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+from case import OUTBOARD, case, main, skip
+from peer import Peer, Refused
+
+DEADLINE_S = 20
+NULL_REGISTERS = 0  # BAR 0 of the null device keeps what is written
+CONFIG = 7
+
+
+class Server:
+    """A running `outboard serve`, from its start line on."""
+
+    def __init__(self, *words, **popen):
+        self.process = subprocess.Popen([OUTBOARD, "serve", *map(str, words)], stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, **popen)
+        self.start_line = self.process.stdout.readline()
+        if not self.start_line:
+            raise AssertionError(f"it did not start: {self.process.communicate()[1]}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def end(self, signal_number=None):
+        """Sends the signal; returns exit status, the rest of stdout, and stderr."""
+        if signal_number is not None:
+            self.process.send_signal(signal_number)
+        out, err = self.process.communicate(timeout=DEADLINE_S)
+        return self.process.returncode, out, err
+
+    def wait_for_line(self, text):
+        """Reads stderr up to a line that has text in it."""
+        for line in self.process.stderr:
+            if text in line:
+                return line
+        raise AssertionError(f"no line with '{text}'")
+
+
+def serve(*words, **run):
+    """Runs `outboard serve` that is expected to end by itself."""
+    return subprocess.run([OUTBOARD, "serve", *map(str, words)], capture_output=True, text=True,
+                          timeout=DEADLINE_S, **run)
+
+
+def refused(status, sentence, *words, **run):
+    """It ends with this status and one line on stderr that has the sentence in it."""
+    done = serve(*words, **run)
+    assert done.returncode == status, (done.returncode, done.stderr)
+    assert done.stdout == "", done.stdout
+    assert done.stderr.startswith("outboard serve") and done.stderr.count("\n") == 1, done.stderr
+    assert sentence in done.stderr, done.stderr
+
+
+@case("start-line-says-what-and-where")
+def _(tmp):
+    path = tmp / "s"
+    with Server("null", path) as server:
+        assert server.start_line == f"serving null (4 KiB of registers, 64 KiB of mappable memory) on {path}\n"
+        assert stat.S_ISSOCK(path.stat().st_mode)
+
+
+@case("without-arguments-lists-the-devices")
+def _(tmp):
+    done = serve()
+    assert done.returncode == 0 and not done.stderr
+    for name in ("gpio", "edu", "null"):
+        assert f"\n  {name} " in done.stdout, done.stdout
+
+
+@case("wrong-command-lines-exit-2-and-make-no-socket")
+def _(tmp):
+    path = tmp / "s"
+    refused(2, "there is no device 'gpoi'; did you mean 'gpio'? (see outboard serve --help)", "gpoi", path)
+    refused(2, "there is no device 'toaster' (", "toaster", path)
+    refused(2, "which device?", "--fd", "0")
+    refused(2, "on which SOCKET? Give a path, or --fd N (see outboard serve gpio --help)", "gpio")
+    refused(2, "SOCKET is empty", "gpio", "")
+    refused(2, "it takes nothing but SOCKET and options, not 'more'", "gpio", path, "more")
+    refused(2, "there is no option '--frobnicate'", "gpio", path, "--frobnicate=1")
+    refused(2, "there is no option '-x'", "gpio", path, "-x")
+    refused(2, "there is no option '--loopback'", "edu", path, "--loopback")
+    refused(2, "option '--loopback' takes no value", "gpio", path, "--loopback=yes")
+    refused(2, "option '--toggle-ms' needs a value", "gpio", path, "--toggle-ms")
+    refused(2, "--toggle-ms takes a number from 1 to 3600000, not '0'", "gpio", path, "--toggle-ms", "0")
+    refused(2, "not '10x'", "gpio", path, "--toggle-ms=10x")
+    refused(2, "not '-1'", "edu", path, "--latency-ms=-1")
+    refused(2, "not '0x1ffffffffffffffff'", "edu", path, "--dma-mask=0x1ffffffffffffffff")
+    refused(2, "--fd takes the number of an open socket, not 'three'", "gpio", "--fd", "three")
+    refused(2, "not '99999999999999999999'", "gpio", "--fd", "99999999999999999999")
+    refused(2, "--fd and --socket-path exclude each other", "gpio", "--fd", "0", "--socket-path", path)
+    refused(2, "--socket-mode takes permissions such as 660, not '888'", "gpio", path, "--socket-mode", "888")
+    refused(2, "not '1777'", "gpio", path, "--socket-mode=1777")
+    refused(2, "--socket-mode is for a path", "gpio", "--fd", "0", "--socket-mode=600")
+    assert not path.exists()
+
+
+@case("options-and-operands-come-in-any-order")
+def _(tmp):
+    path = tmp / "s"
+    for words in (("gpio", "--toggle-ms", "1000", path), ("gpio", path, "--toggle-ms=1000"),
+                  ("--socket-path", path, "gpio", "--loopback"), ("gpio", f"--socket-path={path}"),
+                  ("gpio", "--", path)):
+        with Server(*words) as server:
+            assert server.start_line.endswith(f" on {path}\n")
+            assert server.end(signal.SIGTERM)[0] == 0
+
+
+@case("sigterm-and-sigint-end-it-cleanly")
+def _(tmp):
+    path = tmp / "s"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for attached in (False, True):
+            with Server("null", path) as server, contextlib.ExitStack() as stack:
+                if attached:
+                    stack.enter_context(Peer(path))
+                status, out, err = server.end(number)
+                assert (status, out) == (0, ""), (status, out, err)
+                assert f"outboard serve null: {number.name}: stopping\n" in err, err
+                assert not path.exists()
+
+
+@case("sigint-ends-a-background-job-of-a-shell")
+def _(tmp):
+    with Server("null", tmp / "s", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as server:
+        assert server.end(signal.SIGINT)[0] == 0
+
+
+@case("stale-socket-is-taken-over")
+def _(tmp):
+    path = tmp / "s"
+    with Server("null", path) as server:
+        assert server.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert path.exists()
+    with Server("null", path) as server:
+        with Peer(path) as peer:
+            peer.write(NULL_REGISTERS, 0, b"new")
+            assert peer.read(NULL_REGISTERS, 0, 3) == b"new"
+        assert server.end(signal.SIGTERM)[0] == 0
+    assert not path.exists()
+
+
+@case("live-socket-is-refused-and-goes-on")
+def _(tmp):
+    path = tmp / "s"
+    with Server("null", path) as server, Peer(path) as peer:
+        refused(1, f"process {server.process.pid} (outboard) listens on '{path}'; stop it, or choose another path",
+                "gpio", path)
+        assert path.exists()
+        peer.write(NULL_REGISTERS, 8, b"still here")
+        assert peer.read(NULL_REGISTERS, 8, 10) == b"still here"
+
+
+@case("impossible-paths-say-what-to-do")
+def _(tmp):
+    plain = tmp / "file"
+    plain.write_text("precious")
+    refused(1, f"'{plain}' is there and not a socket; remove it, or choose another path", "gpio", plain)
+    assert plain.read_text() == "precious"
+    refused(1, f"'{plain}' is not a directory", "gpio", plain / "s")
+    refused(1, f"there is no directory '{tmp}/none'; make it first: mkdir -p '{tmp}/none'", "gpio", tmp / "none/s")
+    name = "n" * (108 - len(str(tmp)) - 1)
+    refused(1, "the path of a socket has at most 107 bytes, not 108; use a shorter one", "gpio", tmp / name)
+    with Server("gpio", tmp / name[1:]) as server:
+        assert server.end(signal.SIGTERM)[0] == 0
+    assert [p.name for p in tmp.iterdir()] == ["file"]
+
+
+@case("directory-without-permission-is-refused")
+def _(tmp):
+    if os.geteuid() != 0:
+        skip("only root can become another user")
+    tmp.chmod(0o711)
+    nobody = 65534
+    refused(1, f"you may not make a socket in '{tmp}'", "gpio", tmp / "s", user=nobody)
+
+
+@case("socket-mode-sets-the-permissions")
+def _(tmp):
+    path = tmp / "s"
+    for words, mode in (((), 0o600), (("--socket-mode", "660"), 0o660)):
+        with Server("null", path, *words) as server:
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+            assert server.end(signal.SIGTERM)[0] == 0
+
+
+@case("connected-fd-is-served-until-its-client-leaves")
+def _(tmp):
+    ours, theirs = socket.socketpair()
+    with theirs, Server("null", "--fd", theirs.fileno(), pass_fds=[theirs.fileno()]) as server:
+        assert server.start_line.endswith(f" on file descriptor {theirs.fileno()}\n")
+        theirs.close()
+        with Peer(ours) as peer:
+            assert len(peer.read(CONFIG, 0, 4)) == 4
+        status, out, err = server.end()
+        assert (status, out) == (0, ""), (status, out, err)
+
+
+@case("listening-fd-serves-one-client-after-the-other")
+def _(tmp):
+    path = tmp / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Server("null", f"--fd={listener.fileno()}", pass_fds=[listener.fileno()]) as server:
+            for _ in range(2):
+                with Peer(path) as peer:
+                    assert len(peer.read(CONFIG, 0, 4)) == 4
+            assert server.end(signal.SIGTERM)[0] == 0
+    assert path.exists(), "a socket it did not make is not its to remove"
+
+
+@case("unusable-fd-is-refused")
+def _(tmp):
+    refused(1, "file descriptor 3 is not open", "gpio", "--fd", "3")  # the first that it opens itself
+    refused(1, "file descriptor 77 is not open; who starts the server must pass it on", "gpio", "--fd", "77")
+    with open(tmp / "file", "w") as plain:
+        refused(1, f"file descriptor {plain.fileno()} is not a socket", "gpio", "--fd", plain.fileno(),
+                pass_fds=[plain.fileno()])
+
+
+@case("second-client-is-refused-while-the-first-is-there")
+def _(tmp):
+    path = tmp / "s"
+    with Server("null", path), Peer(path) as first:
+        try:
+            Peer(path).close()
+            raise AssertionError("the second client was taken")
+        except Refused as why:
+            assert why.errno == errno.EBUSY, why
+        first.write(NULL_REGISTERS, 0, b"mine")
+        assert first.read(NULL_REGISTERS, 0, 4) == b"mine"
+
+
+@case("device-outlives-its-clients-and-each-is-logged")
+def _(tmp):
+    path = tmp / "s"
+    with Server("null", path) as server:
+        with Peer(path) as peer:
+            peer.write(NULL_REGISTERS, 4092, b"kept")
+            server.wait_for_line("client attached")
+        server.wait_for_line("client left")
+        with Peer(path) as peer:
+            assert peer.read(NULL_REGISTERS, 4092, 4) == b"kept"
+            server.wait_for_line("client attached")
+
+
+@case("closed-stdout-is-not-mistaken-for-a-socket")
+def _(tmp):
+    ours, theirs = socket.socketpair()
+    with subprocess.Popen([OUTBOARD, "serve", "null", "--fd", str(theirs.fileno())], stderr=subprocess.PIPE,
+                          pass_fds=[theirs.fileno()], preexec_fn=lambda: os.close(1)) as process:
+        theirs.close()
+        with Peer(ours) as peer:
+            assert len(peer.read(CONFIG, 0, 4)) == 4
+        _, err = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0, err
+
+
+main()

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * `outboard serve`: builds a device, offers it on a socket, and runs it until a signal.
+ *
+ * It keeps the conventions of QEMU's back-end programs: it stays in the foreground, takes the
+ * socket as a path or as an open file descriptor, and ends cleanly on SIGTERM. The one line on
+ * stdout comes when clients can connect; everything else is said on stderr.
+ */
+#include "serve.h"
+#include "tools.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+static const struct ob_served *const devices[] = {
+    &ob_served_gpio,
+    &ob_served_edu,
+    &ob_served_null,
+};
+
+const struct ob_served *serve_device(size_t i)
+{
+    return i < sizeof(devices) / sizeof(devices[0]) ? devices[i] : NULL;
+}
+
+static void print_device_list(void)
+{
+    printf("usage: outboard serve NAME SOCKET [...]\n"
+           "Serves a PCI device over vfio-user. NAME is one of:\n\n");
+    for (size_t i = 0; i < sizeof(devices) / sizeof(devices[0]); i++)
+        printf("  %-6s %s\n", devices[i]->name, devices[i]->summary);
+    printf("\n`outboard serve NAME --help` says more.\n");
+}
+
+static void print_device_help(const struct ob_served *device)
+{
+    printf("usage: outboard serve %s SOCKET%s%s [options]\n"
+           "%s.\n",
+           device->name, *device->operands ? " " : "", device->operands, device->summary);
+    if (*device->options)
+        printf("\nThis device:\n%s", device->options);
+    printf(
+        "\nWhere it listens:\n"
+        "  SOCKET                  make a UNIX socket at this path; it is removed at the end.\n"
+        "                          One that no server listens on any more is replaced\n"
+        "  --socket-path PATH      the same, in place of SOCKET\n"
+        "  --fd N                  use file descriptor N, a listening socket or one that is\n"
+        "                          connected to the client, in place of SOCKET\n"
+        "  --socket-mode MODE      permissions of the socket, in octal (default 600: whoever\n"
+        "                          can connect controls the device)\n"
+        "\nOther:\n"
+        "  --verbose               say more on stderr\n"
+        "  --help                  this text\n"
+        "\nIt stays in the foreground, takes one client after the other, and prints a line to\n"
+        "stdout when it is ready. SIGTERM or SIGINT ends it cleanly: data is flushed, the socket\n"
+        "removed, and the exit status is 0. With a connected --fd it ends when the client leaves.\n"
+        "Exit status: 0 done, 1 failed, 2 wrong command line.\n");
+}
+
+/* ob_log_fn has no room for who says it; a process serves one device. */
+static const struct serve_request *running;
+
+static void log_line(void *opaque, enum ob_log_level level, const char *line)
+{
+    (void)opaque;
+    if (level != OB_LOG_DEBUG || running->verbose)
+        fprintf(stderr, "outboard %s: %s\n", running->who, line);
+}
+
+struct stopper {
+    struct ob_server *server;
+    int fd;
+};
+
+static void signal_came(void *opaque, uint32_t events)
+{
+    struct stopper *stopper = opaque;
+    struct signalfd_siginfo info;
+
+    (void)events;
+    if (read(stopper->fd, &info, sizeof(info)) != sizeof(info))
+        return;
+    log_line(NULL, OB_LOG_INFO,
+             info.ssi_signo == SIGTERM ? "SIGTERM: stopping" : "SIGINT: stopping");
+    ob_server_stop(stopper->server);
+}
+
+/*
+ * SIGTERM and SIGINT come through the returned fd, from now on and in every thread: nothing is
+ * interrupted half-way. A shell starts background jobs with SIGINT ignored; they shall stop too.
+ */
+static int catch_signals(void)
+{
+    sigset_t set;
+
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+static void say_ready(const struct serve_request *req, const char *banner)
+{
+    printf("serving %s (%s) on ", req->device->name, banner);
+    if (req->place.path)
+        printf("%s\n", req->place.path);
+    else
+        printf("file descriptor %d\n", req->place.fd);
+    fflush(stdout);
+}
+
+/* Serves until a signal, or until an adopted connection ended. */
+static int run_server(const struct serve_request *req, struct ob_server *server, int signal_fd,
+                      const char *banner)
+{
+    struct stopper stopper = { server, signal_fd };
+    int rc = ob_server_watch(server, signal_fd, EPOLLIN, signal_came, &stopper);
+
+    if (rc < 0)
+        return fail(req->who, "cannot watch for signals: %s", strerror(-rc));
+    int status = serve_offer(req->who, server, &req->place);
+    if (!status) {
+        say_ready(req, banner);
+        rc = ob_server_run(server);
+        if (rc < 0)
+            status = fail(req->who, "the server failed: %s", strerror(-rc));
+    }
+    ob_server_watch(server, signal_fd, 0, NULL, NULL);
+    return status;
+}
+
+static int serve_request(const struct serve_request *req)
+{
+    char banner[160] = "", sentence[512] = "it does not say why";
+    struct ob_server *server;
+    void *device;
+
+    running = req;
+    if (serve_check_place(req->who, &req->place))
+        return 1;
+    int signal_fd = catch_signals();
+    if (signal_fd < 0)
+        return fail(req->who, "cannot catch signals: %s", strerror(-signal_fd));
+    optind = 0; /* the device starts getopt_long() afresh */
+    int status = req->device->create(req->argc, req->argv, log_line, &device, &server, banner,
+                                     sizeof(banner), sentence, sizeof(sentence));
+    if (status) {
+        close(signal_fd);
+        return status == 2 ? fail_usage(req->who, "%s", sentence) : fail(req->who, "%s", sentence);
+    }
+    status = run_server(req, server, signal_fd, banner);
+    close(signal_fd);
+    int rc = req->device->destroy(device);
+    if (rc < 0)
+        status = fail(req->who, "data could not be saved: %s", strerror(-rc));
+    return status;
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    struct serve_request req;
+    int status;
+
+    if (argc < 2) {
+        print_device_list();
+        return 0;
+    }
+    status = serve_parse(argc, argv, &req);
+    if (status)
+        return status;
+    if (!req.help)
+        status = serve_request(&req);
+    else if (req.device)
+        print_device_help(req.device);
+    else
+        print_device_list();
+    free(req.argv);
+    return status;
+}

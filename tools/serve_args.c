@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The command line of `outboard serve NAME SOCKET ...`. Options and operands come in any order, so
+ * the words are sorted first: our options, options of the device (with their values), operands.
+ * Then the first operand is SOCKET, unless an option said where to listen.
+ */
+#include "serve.h"
+#include "tools.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OPT_FD = 256, OPT_SOCKET_PATH, OPT_SOCKET_MODE, OPT_VERBOSE, OPT_OF_DEVICE };
+
+static const struct option own_options[] = {
+    { "fd", required_argument, NULL, OPT_FD },
+    { "socket-path", required_argument, NULL, OPT_SOCKET_PATH },
+    { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
+    { "verbose", no_argument, NULL, OPT_VERBOSE },
+    { "help", no_argument, NULL, 'h' },
+};
+#define NOWN        (sizeof(own_options) / sizeof(own_options[0]))
+#define OPTIONS_MAX 40
+
+struct parser {
+    struct serve_request *req;
+    struct option table[OPTIONS_MAX + 1]; /* ours, then the device's, then a zero entry */
+    char **operands;                      /* without NAME */
+    int noperands;
+};
+
+static const char *device_name(size_t i)
+{
+    const struct ob_served *device = serve_device(i);
+
+    return device ? device->name : NULL;
+}
+
+static int choose_device(struct parser *parser, const char *name)
+{
+    struct serve_request *req = parser->req;
+    const struct option *option;
+    size_t n = NOWN;
+
+    for (size_t i = 0; serve_device(i); i++)
+        if (strcmp(serve_device(i)->name, name) == 0)
+            req->device = serve_device(i);
+    if (!req->device) {
+        const char *meant = nearest_name(name, device_name);
+        if (meant)
+            return fail_usage("serve", "there is no device '%s'; did you mean '%s'?", name, meant);
+        return fail_usage("serve", "there is no device '%s'", name);
+    }
+    snprintf(req->who, sizeof(req->who), "serve %s", name);
+    req->argv[req->argc++] = (char *)req->device->name;
+    for (option = req->device->long_options; option && option->name && n < OPTIONS_MAX; option++) {
+        parser->table[n] = *option;
+        parser->table[n].flag = NULL;
+        parser->table[n++].val = OPT_OF_DEVICE;
+    }
+    return 0;
+}
+
+static int take_operand(struct parser *parser, char *word)
+{
+    if (!parser->req->device)
+        return choose_device(parser, word);
+    parser->operands[parser->noperands++] = word;
+    return 0;
+}
+
+static bool parse_number(const char *text, int base, long max, long *out)
+{
+    char *end;
+
+    if (*text < '0' || *text > '9')
+        return false;
+    *out = strtol(text, &end, base); /* saturates, and LONG_MAX > max */
+    return !*end && *out <= max;
+}
+
+static int take_option(struct serve_request *req, int opt)
+{
+    long number;
+
+    switch (opt) {
+    case OPT_FD:
+        if (!parse_number(optarg, 10, INT_MAX, &number))
+            return fail_usage(req->who, "--fd takes the number of an open socket, not '%s'",
+                              optarg);
+        req->place.fd = (int)number;
+        return 0;
+    case OPT_SOCKET_PATH:
+        req->place.path = optarg;
+        return 0;
+    case OPT_SOCKET_MODE:
+        if (!parse_number(optarg, 8, 0777, &number) || number == 0)
+            return fail_usage(req->who, "--socket-mode takes permissions such as 660, not '%s'",
+                              optarg);
+        req->place.mode = (unsigned)number;
+        return 0;
+    case OPT_VERBOSE:
+        req->verbose = true;
+        return 0;
+    default:
+        req->help = true;
+        return 0;
+    }
+}
+
+/* getopt_long() returned ':' or '?'. */
+static int bad_option(const struct serve_request *req, int opt, const char *word)
+{
+    int name_len = (int)strcspn(word, "=");
+
+    if (opt == ':')
+        return fail_usage(req->who, "option '%.*s' needs a value", name_len, word);
+    if (optopt >= OPT_FD)
+        return fail_usage(req->who, "option '%.*s' takes no value", name_len, word);
+    if (optopt)
+        return fail_usage(req->who, "there is no option '-%c'", optopt);
+    return fail_usage(req->who, "there is no option '%.*s'", name_len, word);
+}
+
+/* req->argv gets the options of the device. */
+static int sort_words(struct parser *parser, int argc, char **argv)
+{
+    struct serve_request *req = parser->req;
+    int status = 0, opt;
+
+    optind = 0;
+    opterr = 0;
+    for (int word = 1; !status; word = optind) {
+        /* "-": operands are returned where they stand, as option 1. */
+        opt = getopt_long(argc, argv, "-:h", parser->table, NULL);
+        if (opt == -1)
+            break;
+        if (opt == ':' || opt == '?')
+            return bad_option(req, opt, argv[optind - 1]);
+        if (opt == 1)
+            status = take_operand(parser, optarg);
+        else if (opt != OPT_OF_DEVICE)
+            status = take_option(req, opt);
+        else
+            while (word < optind)
+                req->argv[req->argc++] = argv[word++];
+    }
+    while (!status && optind < argc) /* what follows "--" */
+        status = take_operand(parser, argv[optind++]);
+    return status;
+}
+
+static int settle_place(struct parser *parser)
+{
+    const struct serve_request *req = parser->req;
+    struct serve_place *place = &parser->req->place;
+
+    if (place->path && place->fd >= 0)
+        return fail_usage(req->who, "--fd and --socket-path exclude each other");
+    if (place->fd >= 0 && place->mode)
+        return fail_usage(req->who, "--socket-mode is for a path; with --fd the socket exists");
+    if (!place->path && place->fd < 0) {
+        if (!parser->noperands)
+            return fail_usage(req->who, "on which SOCKET? Give a path, or --fd N");
+        place->path = *parser->operands++;
+        parser->noperands--;
+    }
+    if (place->path && !*place->path)
+        return fail_usage(req->who, "SOCKET is empty");
+    return 0;
+}
+
+/* The device's command line: its options first, then its operands, which may look like options. */
+static int append_operands(const struct parser *parser)
+{
+    static char end_of_options[] = "--";
+    struct serve_request *req = parser->req;
+
+    if (parser->noperands && !*req->device->operands)
+        return fail_usage(req->who, "it takes nothing but SOCKET and options, not '%s'",
+                          parser->operands[0]);
+    if (parser->noperands)
+        req->argv[req->argc++] = end_of_options;
+    for (int i = 0; i < parser->noperands; i++)
+        req->argv[req->argc++] = parser->operands[i];
+    return 0;
+}
+
+int serve_parse(int argc, char **argv, struct serve_request *out)
+{
+    struct serve_request req = { .who = "serve", .place.fd = -1 };
+    struct parser parser = { .req = &req };
+    char **operands = calloc((size_t)argc, sizeof(*operands));
+    int status;
+
+    memcpy(parser.table, own_options, sizeof(own_options));
+    parser.operands = operands;
+    /* Every word once, "--", and NULL. */
+    req.argv = calloc((size_t)argc + 2, sizeof(*req.argv));
+    status =
+        operands && req.argv ? sort_words(&parser, argc, argv) : fail("serve", "out of memory");
+    if (!status && !req.help && !req.device)
+        status = fail_usage("serve", "which device?");
+    if (!status && !req.help)
+        status = settle_place(&parser);
+    if (!status && !req.help)
+        status = append_operands(&parser);
+    free(operands);
+    if (status) {
+        free(req.argv);
+        return status;
+    }
+    *out = req;
+    return 0;
+}
