@@ -1,0 +1,98 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Rules that the source keeps: who includes whom, licences, format, public headers."""
+import pathlib
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+from case import ROOT, case, main
+
+CODE = (".c", ".h", ".py", ".sh")
+PUBLIC = sorted((ROOT / "include/outboard").glob("*.h"))
+
+# The layers of docs/architecture.md: what a folder may include besides itself and the system.
+# Folders that are not here stand above them all.
+MAY_INCLUDE = {
+    "include": set(),
+    "proto": {"include"},
+    "channel": {"include", "proto"},
+    "client": {"include", "proto", "channel"},
+    "server": {"include", "proto", "channel"},
+    "devices": {"include"},
+    "tools": {"include", "devices"},
+    "qemu": {"include"},
+}
+
+
+def sources(*suffixes):
+    """Files that git would commit, with one of these suffixes."""
+    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                            stdout=subprocess.PIPE, text=True)
+    if listed.returncode == 0:
+        files = [ROOT / name for name in listed.stdout.splitlines()]
+    else:  # a tarball
+        files = [f for f in ROOT.rglob("*") if not f.relative_to(ROOT).parts[0].startswith("build")]
+    return [f for f in files if f.is_file() and f.suffix in suffixes]
+
+
+def folder_of(include, source):
+    """The top folder that a file included with quotes lies in, or None when it is not ours."""
+    for base in (source.parent, ROOT, ROOT / "include"):
+        found = (base / include).resolve()
+        if found.is_file() and found.is_relative_to(ROOT):
+            return found.relative_to(ROOT).parts[0]
+    return None
+
+
+@case("folders-include-only-the-layers-below")
+def _(tmp):
+    seen = set()
+    for source in sources(".c", ".h"):
+        folder = source.relative_to(ROOT).parts[0]
+        if folder not in MAY_INCLUDE:
+            continue
+        for include in re.findall(r'^\s*#\s*include\s+["<]([^">]+)[">]', source.read_text(), re.MULTILINE):
+            used = folder_of(include, source)
+            if used and used != folder:
+                seen.add((folder, used))
+                assert used in MAY_INCLUDE[folder], f"{source.relative_to(ROOT)} includes {include}"
+    assert ("server", "channel") in seen and ("devices", "include") in seen, "nothing was looked at"
+
+
+@case("every-source-names-its-licence")
+def _(tmp):
+    for source in sources(*CODE):
+        licence = "GPL-2.0-or-later" if source.relative_to(ROOT).parts[0] == "qemu" else "BSD-3-Clause"
+        head = source.read_text().splitlines()[:3]
+        assert any(f"SPDX-License-Identifier: {licence}" in line for line in head), source
+
+
+@case("c-sources-are-formatted")
+def _(tmp):
+    done = subprocess.run(["clang-format", "--dry-run", "-Werror", *sources(".c", ".h")], cwd=ROOT,
+                          stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, "run clang-format -i on these:\n" + done.stderr
+
+
+@case("public-headers-compile-alone-as-c99-and-as-c++")
+def _(tmp):
+    assert PUBLIC
+    for header in PUBLIC:
+        for language in (("c", "c99"), ("c++", "c++11")):
+            subprocess.run(["clang", "-x", language[0], f"-std={language[1]}", "-Wall", "-Wextra", "-Wpedantic",
+                            "-Werror", "-fsyntax-only", "-I", ROOT / "include", header], check=True)
+
+
+@case("symbols-of-the-libraries-keep-to-their-prefix")
+def _(tmp):
+    text = "".join(header.read_text() for header in PUBLIC)
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    names = re.findall(r"^#define (\w+)", text, re.MULTILINE) + re.findall(r"\b(?:struct|enum) (\w+) \{", text)
+    names += re.findall(r"^[\w ]+?\W\*?(\w+)\([^)]*\)?;?", text, re.MULTILINE)
+    wrong = [name for name in names if not re.match(r"(?i)ob_|OUTBOARD_\w+_H$|sizeof", name)]
+    assert len(names) > 100 and not wrong, wrong
+
+
+main()
