@@ -63,8 +63,9 @@ int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out);
 
 /*
  * Never blocks: sends the message, or queues what the socket does not take. hdr->msg_size is set
- * here. fds are borrowed. 0; -ENOBUFS: the queue is full, nothing was sent; -EPIPE and other
- * negative errno: the connection is gone.
+ * here. fds are borrowed. 0; -ENOBUFS: the queue is full; -ENOMEM, -EBADF, -EMFILE, -ENFILE,
+ * -ETOOMANYREFS: as they say. After those nothing was sent and the stream is whole. -EPIPE and
+ * other negative errno: the connection is gone.
  */
 int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                      unsigned niov, const int *fds, unsigned nfds);

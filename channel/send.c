@@ -143,7 +143,8 @@ int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struc
     }
     if (sent == 0 && ch->out_bytes + total > OB_CHANNEL_QUEUE_MAX)
         return -ENOBUFS;
-    return enqueue(ch, parts, niov + 1, total, (size_t)sent, fds, nfds);
+    rc = enqueue(ch, parts, niov + 1, total, (size_t)sent, fds, nfds);
+    return rc < 0 && sent > 0 ? -EPIPE : rc; /* half a message is the end of the stream */
 }
 
 int ob_channel_flush(struct ob_channel *ch)
