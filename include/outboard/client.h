@@ -42,8 +42,9 @@ struct ob_client_options {
 
     /*
      * The server reads or writes our memory by message (DMA_READ, DMA_WRITE). Called with no lock
-     * held from whichever thread receives; must not wait for a reply on the same connection.
-     * Return 0 or a negative errno, which the server gets. NULL: every such request is refused.
+     * held from whichever thread receives; a call that would wait for a reply on the same
+     * connection returns -EDEADLK there. Return 0 or a negative errno, which the server gets. NULL:
+     * every such request is refused.
      */
     int (*dma_read)(void *opaque, uint64_t address, void *data, uint32_t count);
     int (*dma_write)(void *opaque, uint64_t address, const void *data, uint32_t count);
@@ -73,7 +74,7 @@ int ob_client_connect_fd(int fd, const struct ob_client_options *opt, struct ob_
 void ob_client_free(struct ob_client *client);
 /*
  * Ends the connection from any thread: waiters return -ENOTCONN at once, later calls too. why is
- * copied. The client must still be freed.
+ * copied. The lost callback is not called: the caller knows. The client must still be freed.
  */
 void ob_client_shutdown(struct ob_client *client, const char *why);
 
@@ -88,7 +89,7 @@ const struct ob_caps *ob_client_caps(const struct ob_client *client);
  * receives by itself. Never read from or written to by the embedder; owned by the client. */
 int ob_client_fd(const struct ob_client *client);
 /* Receives and handles what has come, sends what is queued; never blocks (except in the embedder's
- * own callbacks). 0, or -ENOTCONN when the connection is dead. */
+ * own callbacks). 0, or -ENOTCONN when the connection is dead; ob_client_fd() then is quiet. */
 int ob_client_step(struct ob_client *client);
 
 /* ---- Device ------------------------------------------------------------------------------- */
@@ -121,20 +122,25 @@ void ob_region_info_fini(struct ob_region_info *info);
  * munmap(). -ENOENT: no such area; -EINVAL: not page-aligned, or the file is too small.
  */
 int ob_region_map(const struct ob_region_info *info, uint32_t area, void **out, uint64_t *size);
+/* Whether the server could cut the file behind the region later, so that an access through a
+ * mapping ends this process with SIGBUS. Seals the file against that where it can be sealed. */
+bool ob_region_can_shrink(const struct ob_region_info *info);
 int ob_client_irq_info(struct ob_client *client, uint32_t index, struct ob_irq_info *out);
 /* DEVICE_RESET. */
 int ob_client_reset(struct ob_client *client);
 
 /* ---- Regions ------------------------------------------------------------------------------ */
 
-/* Reads or writes count bytes; split where it exceeds what the server takes in one message. */
+/* Reads or writes count bytes; split where it exceeds what the server takes in one message (after
+ * a failure then, some of the pieces may be done). */
 int ob_client_region_read(struct ob_client *client, uint32_t region, uint64_t offset, void *data,
                           uint32_t count);
 int ob_client_region_write(struct ob_client *client, uint32_t region, uint64_t offset,
                            const void *data, uint32_t count);
 /*
  * A posted write (No_reply): sent or queued, never blocks, its failure is never known. Executed
- * in order, before any later request of this client. -ENOBUFS when too much is queued already.
+ * in order, before any later request of this client. -ENOBUFS when too much is queued already;
+ * -EMSGSIZE when the server does not take so much in one message.
  */
 int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t offset,
                           const void *data, uint32_t count);
@@ -153,7 +159,9 @@ struct ob_dma_change {
 
 /*
  * Applies the changes in order, pipelined, and waits for all replies. Every change gets its
- * result; returns the first failure, or 0. A change that failed does not stop the later ones.
+ * result; returns the first failure, or 0. A change that failed does not stop the later ones,
+ * except that after a timeout nothing more is sent (-ETIMEDOUT for the rest). -ENOSPC: more
+ * mappings than the server keeps; -EOPNOTSUPP: the server takes no fds.
  */
 int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes, size_t count);
 int ob_client_dma_map(struct ob_client *client, uint64_t address, uint64_t size, uint32_t flags,

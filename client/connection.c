@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The life of a connection: made, negotiated, dead, freed. It dies once, for the first reason
+ * that is found; from then on nothing waits any more. The socket is shut down at once, so that
+ * the server notices and no thread stays in poll(); it is closed by ob_client_free().
+ */
+#include "client/internal.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+void ob_client_lock(struct ob_client *c)
+{
+    pthread_mutex_lock(&c->lock);
+}
+
+void ob_client_unlock(struct ob_client *c)
+{
+    bool lost_due = c->lost_due;
+
+    c->lost_due = false;
+    pthread_mutex_unlock(&c->lock);
+    if (lost_due)
+        c->opt.lost(c->opt.opaque, c->why);
+}
+
+static void end_locked(struct ob_client *c)
+{
+    c->dead = true;
+    shutdown(c->channel.fd, SHUT_RDWR);
+    ob_request_abort_all_locked(c);
+}
+
+int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (c->dead)
+        return -ENOTCONN;
+    va_start(ap, fmt);
+    vsnprintf(c->why, sizeof(c->why), fmt, ap);
+    va_end(ap);
+    end_locked(c);
+    c->lost_due = c->ready && c->opt.lost;
+    return -ENOTCONN;
+}
+
+int ob_client_die(struct ob_client *c, const char *fmt, ...)
+{
+    char why[sizeof(c->why)];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(why, sizeof(why), fmt, ap);
+    va_end(ap);
+    ob_client_lock(c);
+    ob_client_die_locked(c, "%s", why);
+    ob_client_unlock(c);
+    return -ENOTCONN;
+}
+
+void ob_client_shutdown(struct ob_client *c, const char *why)
+{
+    ob_client_lock(c);
+    if (!c->dead) {
+        snprintf(c->why, sizeof(c->why), "%s", why);
+        end_locked(c);
+    }
+    ob_client_unlock(c);
+}
+
+bool ob_client_connected(const struct ob_client *c)
+{
+    return !c->dead;
+}
+
+const char *ob_client_error(const struct ob_client *c)
+{
+    return c->dead ? c->why : NULL;
+}
+
+const struct ob_caps *ob_client_caps(const struct ob_client *c)
+{
+    return &c->caps;
+}
+
+int ob_client_fd(const struct ob_client *c)
+{
+    return c->loop_epoll;
+}
+
+uint32_t ob_client_xfer_max(const struct ob_client *c)
+{
+    return c->caps.max_data_xfer_size < OB_DATA_XFER_MAX ? c->caps.max_data_xfer_size
+                                                         : OB_DATA_XFER_MAX;
+}
+
+void ob_client_free(struct ob_client *c)
+{
+    if (!c)
+        return;
+    ob_channel_fini(&c->channel);
+    if (c->socket_epoll >= 0)
+        close(c->socket_epoll);
+    if (c->loop_epoll >= 0)
+        close(c->loop_epoll);
+    pthread_mutex_destroy(&c->lock);
+    pthread_condattr_destroy(&c->monotonic);
+    free(c);
+}
+
+/* ---- Making one --------------------------------------------------------------------------- */
+
+/* Fills in what opt leaves open. */
+static void copy_options(struct ob_client_options *out, const struct ob_client_options *opt)
+{
+    memset(out, 0, sizeof(*out));
+    if (opt)
+        memcpy(out, opt, opt->size < sizeof(*out) ? opt->size : sizeof(*out));
+    if (out->timeout_ms == 0)
+        out->timeout_ms = OB_CLIENT_TIMEOUT_MS;
+}
+
+static int open_epolls(struct ob_client *c)
+{
+    struct epoll_event on_socket = { .events = EPOLLIN }, disarmed = { .events = 0 };
+
+    c->socket_epoll = epoll_create1(EPOLL_CLOEXEC);
+    c->loop_epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (c->socket_epoll < 0 || c->loop_epoll < 0 ||
+        epoll_ctl(c->socket_epoll, EPOLL_CTL_ADD, c->channel.fd, &on_socket) < 0 ||
+        epoll_ctl(c->loop_epoll, EPOLL_CTL_ADD, c->socket_epoll, &disarmed) < 0)
+        return -errno;
+    return 0;
+}
+
+/* A client on a connected socket, not negotiated. opt is complete. fd is taken. */
+static int new_client(int fd, const struct ob_client_options *opt, struct ob_client **out)
+{
+    struct ob_client *c = calloc(1, sizeof(*c));
+    int rc;
+
+    if (!c) {
+        close(fd);
+        return -ENOMEM;
+    }
+    rc = ob_channel_init(&c->channel, fd, OB_PAYLOAD_MAX);
+    if (rc < 0) {
+        free(c);
+        return rc;
+    }
+    c->opt = *opt;
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_condattr_init(&c->monotonic);
+    pthread_condattr_setclock(&c->monotonic, CLOCK_MONOTONIC);
+    rc = open_epolls(c);
+    if (rc < 0)
+        ob_client_free(c);
+    else
+        *out = c;
+    return rc;
+}
+
+/* Reads the server's half of the negotiation; a sentence on failure, else NULL. */
+static const char *take_version(struct ob_client *c, const struct ob_msg *msg)
+{
+    struct ob_wire_version version;
+    struct ob_cursor cur;
+    const char *why;
+
+    ob_cursor_init(&cur, msg->payload, msg->len);
+    if (!ob_cursor_get(&cur, &version, sizeof(version)))
+        return "its version is cut off";
+    if (version.major != OB_VERSION_MAJOR || version.minor > OB_VERSION_MINOR)
+        return "it speaks another version of the protocol";
+    if (ob_caps_parse(cur.data + cur.pos, ob_cursor_left(&cur), true, &c->caps, &why) < 0)
+        return why;
+    if (c->caps.max_data_xfer_size == 0)
+        return "it takes no data (max_data_xfer_size is 0)";
+    return NULL;
+}
+
+static int refuse(char *errbuf, size_t size, int rc, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+static int refuse(char *errbuf, size_t size, int rc, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (errbuf && size) {
+        va_start(ap, fmt);
+        vsnprintf(errbuf, size, fmt, ap);
+        va_end(ap);
+    }
+    return rc;
+}
+
+/* The sentence for a VERSION request that failed with rc. */
+static int negotiation_failed(const struct ob_client *c, int rc, char *errbuf, size_t size)
+{
+    char text[128];
+
+    if (rc == -ETIMEDOUT)
+        return refuse(errbuf, size, rc,
+                      "the server did not answer within %d ms; it may be hanging, or be busy with "
+                      "another client",
+                      c->opt.timeout_ms);
+    if (ob_peer_errno(rc) == EBUSY)
+        return refuse(errbuf, size, rc,
+                      "the server refused the connection: it is in use by another client");
+    if (ob_err_class(rc) == OB_ERR_PEER)
+        return refuse(errbuf, size, rc, "the server refused the connection: %s",
+                      strerrordesc_np(ob_peer_errno(rc)));
+    if (rc == -ENOTCONN && c->dead)
+        return refuse(errbuf, size, rc,
+                      "%s while connecting; is it a vfio-user server, and free for a client?",
+                      c->why);
+    return refuse(errbuf, size, rc, "cannot negotiate with the server: %s",
+                  ob_strerror(rc, text, sizeof(text)));
+}
+
+static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, size_t size)
+{
+    struct ob_wire_version version = { OB_VERSION_MAJOR, OB_VERSION_MINOR };
+    struct ob_caps ours;
+    char json[512];
+    struct ob_body body = { .fixed = &version, .fixed_len = sizeof(version), .data = json };
+    struct ob_request req;
+    struct ob_msg *reply;
+    const char *why;
+    int rc;
+
+    ob_caps_default(&ours);
+    ours.max_msg_fds = OB_MSG_FDS_OFFER;
+    rc = ob_caps_print(&ours, false, json, sizeof(json));
+    if (rc < 0)
+        return refuse(errbuf, size, rc, "cannot print the capabilities");
+    body.data_len = (uint32_t)rc;
+    rc = ob_request_start(c, &req, OB_CMD_VERSION, &body);
+    if (rc == 0) {
+        req.deadline_ns = deadline_ns;
+        rc = ob_request_finish(c, &req, 0, OB_PAYLOAD_MAX, &reply);
+    }
+    if (rc < 0)
+        return negotiation_failed(c, rc, errbuf, size);
+    why = take_version(c, reply);
+    ob_msg_free(reply);
+    if (why)
+        return refuse(errbuf, size, -EPROTONOSUPPORT, "the server cannot be used: %s", why);
+    c->ready = true;
+    return 0;
+}
+
+static int connect_on(int fd, const struct ob_client_options *opt, int64_t deadline_ns,
+                      struct ob_client **out, char *errbuf, size_t errbuf_size)
+{
+    struct ob_client *c;
+    int rc = new_client(fd, opt, &c);
+
+    if (rc < 0)
+        return refuse(errbuf, errbuf_size, rc, "cannot set up the connection: %s", strerror(-rc));
+    rc = negotiate(c, deadline_ns, errbuf, errbuf_size);
+    if (rc < 0)
+        ob_client_free(c);
+    else
+        *out = c;
+    return rc;
+}
+
+static int connect_failed(const char *path, int rc, char *errbuf, size_t size)
+{
+    struct stat st;
+
+    switch (rc) {
+    case -ENOENT:
+        return refuse(errbuf, size, rc, "there is no socket %s; is the server running?", path);
+    case -ECONNREFUSED:
+        if (stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
+            return refuse(errbuf, size, -ENOTSOCK, "%s is not a socket", path);
+        return refuse(errbuf, size, rc,
+                      "nobody listens on %s any more; its server has ended, start it again", path);
+    case -EACCES:
+    case -EPERM:
+        return refuse(errbuf, size, rc, "no permission to connect to %s", path);
+    case -ENAMETOOLONG:
+        return refuse(errbuf, size, rc, "the path %s is too long for a socket (107 bytes at most)",
+                      path);
+    case -EPROTOTYPE:
+        return refuse(errbuf, size, rc, "%s is not a stream socket", path);
+    case -ETIMEDOUT:
+        return refuse(errbuf, size, rc,
+                      "the server on %s accepts no connection; it may be hanging, or be busy with "
+                      "another client",
+                      path);
+    default:
+        return refuse(errbuf, size, rc, "cannot connect to %s: %s", path, strerror(-rc));
+    }
+}
+
+int ob_client_connect_fd(int fd, const struct ob_client_options *opt, struct ob_client **out,
+                         char *errbuf, size_t errbuf_size)
+{
+    struct ob_client_options full;
+
+    copy_options(&full, opt);
+    return connect_on(fd, &full, ob_deadline_ns(full.timeout_ms), out, errbuf, errbuf_size);
+}
+
+int ob_client_connect(const char *path, const struct ob_client_options *opt, struct ob_client **out,
+                      char *errbuf, size_t errbuf_size)
+{
+    struct ob_client_options full;
+    int64_t deadline_ns;
+    int fd;
+
+    copy_options(&full, opt);
+    deadline_ns = ob_deadline_ns(full.timeout_ms);
+    fd = ob_socket_connect(path, deadline_ns);
+    if (fd < 0)
+        return connect_failed(path, fd, errbuf, errbuf_size);
+    return connect_on(fd, &full, deadline_ns, out, errbuf, errbuf_size);
+}

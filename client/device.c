@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the device is: its regions and interrupts as the server describes them, and its reset. */
+#include "client/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int ob_client_device_info(struct ob_client *client, struct ob_device_info *out)
+{
+    struct ob_wire_device_info wire = { .argsz = sizeof(wire) };
+    struct ob_body body = { .fixed = &wire, .fixed_len = sizeof(wire) };
+    struct ob_msg *reply;
+    int rc =
+        ob_request_call(client, OB_CMD_DEVICE_GET_INFO, &body, sizeof(wire), sizeof(wire), &reply);
+
+    if (rc < 0)
+        return rc;
+    memcpy(&wire, reply->payload, sizeof(wire));
+    ob_msg_free(reply);
+    if (wire.num_regions > OB_REGIONS_MAX || wire.num_irqs > OB_IRQS_MAX)
+        return ob_client_die(client,
+                             "the server claims %u regions and %u interrupt indexes; "
+                             "more than %u and %u are not taken",
+                             wire.num_regions, wire.num_irqs, OB_REGIONS_MAX, OB_IRQS_MAX);
+    *out = (struct ob_device_info){ wire.flags, wire.num_regions, wire.num_irqs };
+    return 0;
+}
+
+int ob_client_irq_info(struct ob_client *client, uint32_t index, struct ob_irq_info *out)
+{
+    struct ob_wire_irq_info wire = { .argsz = sizeof(wire), .index = index };
+    struct ob_body body = { .fixed = &wire, .fixed_len = sizeof(wire) };
+    struct ob_msg *reply;
+    int rc = ob_request_call(client, OB_CMD_DEVICE_GET_IRQ_INFO, &body, sizeof(wire), sizeof(wire),
+                             &reply);
+
+    if (rc < 0)
+        return rc;
+    memcpy(&wire, reply->payload, sizeof(wire));
+    ob_msg_free(reply);
+    if (wire.index != index || wire.count > OB_IRQ_VECTORS_MAX)
+        return ob_client_die(client, "the server claims %u interrupts of index %u, asked for %u",
+                             wire.count, wire.index, index);
+    *out = (struct ob_irq_info){ wire.flags, wire.count };
+    return 0;
+}
+
+int ob_client_reset(struct ob_client *client)
+{
+    const struct ob_body body = { 0 };
+
+    return ob_request_call(client, OB_CMD_DEVICE_RESET, &body, 0, 0, NULL);
+}
+
+/* ---- Regions ------------------------------------------------------------------------------ */
+
+static int ask_region_info(struct ob_client *c, uint32_t index, uint32_t argsz,
+                           struct ob_msg **reply)
+{
+    struct ob_wire_region_info wire = { .argsz = argsz, .index = index };
+    struct ob_body body = { .fixed = &wire, .fixed_len = sizeof(wire) };
+
+    return ob_request_call(c, OB_CMD_DEVICE_GET_REGION_INFO, &body, sizeof(wire), argsz, reply);
+}
+
+/*
+ * Asks for the fixed part, and again with the size that the server then says it needs: the
+ * capabilities, and the fd with them, only come when there is room for all of them.
+ */
+static int get_region_info(struct ob_client *c, uint32_t index, struct ob_msg **out)
+{
+    struct ob_wire_region_info wire;
+    struct ob_msg *reply;
+    int rc = ask_region_info(c, index, sizeof(wire), &reply);
+
+    if (rc < 0)
+        return rc;
+    memcpy(&wire, reply->payload, sizeof(wire));
+    if (wire.argsz > sizeof(wire)) {
+        ob_msg_free(reply);
+        if (wire.argsz > OB_REGION_INFO_MAX)
+            return ob_client_die(c,
+                                 "the server's description of region %u (%s) takes %u bytes; "
+                                 "more than %u are not taken",
+                                 index, ob_strregion(index), wire.argsz, OB_REGION_INFO_MAX);
+        rc = ask_region_info(c, index, wire.argsz, &reply);
+        if (rc < 0)
+            return rc;
+    }
+    *out = reply;
+    return 0;
+}
+
+int ob_client_region_info(struct ob_client *client, uint32_t index, struct ob_region_info *out)
+{
+    struct ob_region_layout layout;
+    struct ob_msg *reply = NULL;
+    const char *why;
+    int fd = -1;
+    int rc = get_region_info(client, index, &reply);
+
+    if (rc < 0)
+        return rc;
+    rc = ob_decode_region_layout(reply->payload, reply->len, index, &layout, &why);
+    if (rc < 0) {
+        ob_msg_free(reply);
+        return ob_client_die(client, "the server's description of region %u (%s) is wrong: %s",
+                             index, ob_strregion(index), why);
+    }
+    /* The protocol knows one fd for a region. With several nothing says which area is whose, so
+     * none is trusted, and the region is accessed by message. */
+    if ((layout.flags & OB_REGION_MMAP) && reply->nfds == 1)
+        fd = ob_msg_claim_fd(reply, 0);
+    ob_msg_free(reply);
+    if (fd < 0) {
+        layout.flags &= ~OB_REGION_MMAP;
+        layout.nareas = 0;
+    }
+    out->layout = layout;
+    out->fd = fd;
+    return 0;
+}
+
+void ob_region_info_fini(struct ob_region_info *info)
+{
+    if (info->fd >= 0)
+        close(info->fd);
+    info->fd = -1;
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The server's commands: DMA_READ and DMA_WRITE, served through the embedder's callbacks by
+ * whichever thread has the receive role. Everything else is refused, and the stream goes on.
+ */
+#include "client/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The clients whose callbacks this thread is inside of, innermost first: serving one client can
+ * make the embedder call another one, whose server wants DMA in turn. */
+struct serving {
+    const struct ob_client *client;
+    const struct serving *outer;
+};
+
+static _Thread_local const struct serving *innermost;
+
+bool ob_client_in_callback(const struct ob_client *c)
+{
+    for (const struct serving *s = innermost; s; s = s->outer)
+        if (s->client == c)
+            return true;
+    return false;
+}
+
+/* What a callback returned, as the errno that goes to the server (0: none). */
+static uint32_t callback_errno(int rc)
+{
+    if (rc == 0)
+        return 0;
+    return rc < 0 && rc > -4096 ? (uint32_t)-rc : EIO;
+}
+
+/* Both serve functions return the errno that goes to the server, or 0 and fill the reply. */
+
+static uint32_t serve_dma_read(struct ob_client *c, const struct ob_msg *msg,
+                               struct ob_wire_dma_access *access, void **data)
+{
+    int rc = ob_decode_dma_access(msg->payload, msg->len, false, OB_DATA_XFER_MAX, access, NULL);
+    void *buf;
+
+    if (rc < 0)
+        return (uint32_t)-rc;
+    if (!c->opt.dma_read)
+        return EOPNOTSUPP;
+    buf = malloc(access->count);
+    if (!buf)
+        return ENOMEM;
+    rc = c->opt.dma_read(c->opt.opaque, access->address, buf, (uint32_t)access->count);
+    if (rc != 0)
+        free(buf);
+    else
+        *data = buf;
+    return callback_errno(rc);
+}
+
+static uint32_t serve_dma_write(struct ob_client *c, const struct ob_msg *msg,
+                                struct ob_wire_dma_access *access)
+{
+    const void *data;
+    int rc = ob_decode_dma_access(msg->payload, msg->len, true, OB_DATA_XFER_MAX, access, &data);
+
+    if (rc < 0)
+        return (uint32_t)-rc;
+    if (!c->opt.dma_write)
+        return EOPNOTSUPP;
+    rc = c->opt.dma_write(c->opt.opaque, access->address, data, (uint32_t)access->count);
+    return callback_errno(rc);
+}
+
+static uint32_t serve(struct ob_client *c, const struct ob_msg *msg,
+                      struct ob_wire_dma_access *access, void **data)
+{
+    struct serving here = { .client = c, .outer = innermost };
+    enum ob_state state = c->ready ? OB_STATE_READY : OB_STATE_NEGOTIATE;
+    enum ob_reason reason = ob_check_command(&msg->hdr, OB_SERVER_TO_CLIENT, state);
+    uint32_t error;
+
+    if (reason == OB_OK && msg->nfds > 0)
+        reason = OB_TOO_MANY_FDS;
+    if (reason != OB_OK)
+        return (uint32_t)ob_reason_errno(reason);
+    innermost = &here;
+    error = msg->hdr.cmd == OB_CMD_DMA_READ ? serve_dma_read(c, msg, access, data)
+                                            : serve_dma_write(c, msg, access);
+    innermost = here.outer;
+    return error;
+}
+
+void ob_client_serve(struct ob_client *c, struct ob_msg *msg)
+{
+    struct ob_wire_dma_access access;
+    void *data = NULL;
+    uint32_t error = serve(c, msg, &access, &data);
+    struct ob_wire_hdr hdr = { .msg_id = msg->hdr.msg_id,
+                               .cmd = msg->hdr.cmd,
+                               .flags = OB_HDR_REPLY | (error ? OB_HDR_ERROR : 0),
+                               .error_no = error };
+    struct ob_body body = { 0 };
+    int rc;
+
+    if (!error) {
+        body.fixed = &access;
+        body.fixed_len = sizeof(access);
+        body.data = data;
+        body.data_len = data ? (uint32_t)access.count : 0;
+    }
+    if (!(msg->hdr.flags & OB_HDR_NO_REPLY)) {
+        ob_client_lock(c);
+        /* A server that is left without an answer would wait for ever. */
+        rc = ob_client_send_locked(c, &hdr, &body);
+        if (rc == -ENOBUFS)
+            ob_client_die_locked(c, "the server does not take the answers to its DMA requests");
+        else if (rc < 0)
+            ob_client_die_locked(c, "cannot answer the server's DMA request: %s", strerror(-rc));
+        ob_client_unlock(c);
+    }
+    free(data);
+    ob_msg_free(msg);
+}

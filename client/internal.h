@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The inside of a client.
+ *
+ * Theory. A request is an entry in the pending table, found by its message id, and lives on its
+ * caller's stack. There is no I/O thread. At most one thread at a time has the receive role: it
+ * alone touches the receiving half of the channel and waits for the socket. Who waits for a reply
+ * takes the role when it is free, else sleeps on a condition variable of its own. The holder
+ * completes the entries of others (waking exactly the thread concerned), serves the server's
+ * requests, and when its own reply came hands the role to one sleeper, or lays it down.
+ *
+ *   role      held by            may
+ *   free      nobody             be taken by a waiter or by ob_client_step()
+ *   taken     a waiter, or step  receive; nobody else may
+ * Every change of the role happens under the lock.
+ *
+ * Two epoll instances make that visible to poll(): socket_epoll says what there is to do on the
+ * socket (always input; output as long as something is queued), and loop_epoll, which the
+ * embedder watches, has socket_epoll in it, armed only while no waiter has the role.
+ *
+ * Locking. One lock guards everything in struct ob_client below "guarded"; no callback runs under
+ * it. The receiving half of the channel belongs to the role, the sending half to the lock.
+ */
+#ifndef OB_CLIENT_INTERNAL_H
+#define OB_CLIENT_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "channel/channel.h"
+#include "outboard/client.h"
+
+#define OB_CLIENT_TIMEOUT_MS  5000
+/* Requests that timed out and whose reply may still come. One more, and the server counts as
+ * dead. */
+#define OB_CLIENT_LATE_MAX    1024u
+/* Bytes waiting for the socket at which posted writes are refused. */
+#define OB_CLIENT_POST_MAX    (4u << 20)
+/* Requests under way at a time; leaves the id space sparse. */
+#define OB_CLIENT_PENDING_MAX 16384u
+/* Messages one ob_client_step() handles, so that a flooding server does not keep the embedder's
+ * loop. */
+#define OB_CLIENT_STEP_MAX    32u
+/* DMA changes under way at a time. */
+#define OB_CLIENT_DMA_WINDOW  128u
+
+/* The id of all posted writes, never that of a request: some servers answer them all the same. */
+#define OB_POSTED_ID 0u
+
+#define OB_PENDING_BUCKETS 256u
+
+struct ob_waiter;
+
+/* A request under way. */
+struct ob_request {
+    uint16_t id, cmd;
+    bool done;
+    int result; /* when done: 0 and reply is set, or a negative number */
+    struct ob_msg *reply;
+    int64_t deadline_ns;
+    struct ob_waiter *waiter; /* the thread that sleeps until this is done, if one does */
+    struct ob_request *next;  /* in its bucket */
+};
+
+/* A thread that sleeps because another one has the receive role. */
+struct ob_waiter {
+    pthread_cond_t wake;
+    const struct ob_request *request;
+    bool has_role; /* the role was handed to it */
+    struct ob_waiter *next;
+};
+
+struct ob_late {
+    uint16_t id, cmd;
+};
+
+struct ob_client {
+    struct ob_client_options opt;
+    struct ob_caps caps; /* the server's; constant once connected */
+    bool ready;          /* negotiated; constant once connected */
+    struct ob_channel channel;
+    int socket_epoll, loop_epoll;
+    pthread_condattr_t monotonic;
+    atomic_bool dead; /* set under the lock, why[] before it */
+    char why[256];
+
+    pthread_mutex_t lock;
+    /* guarded */
+    bool lost_due; /* the thread that unlocks next calls opt.lost */
+    bool told;     /* ob_client_step() has reported the death */
+    bool role_taken;
+    bool armed;        /* socket_epoll is armed in loop_epoll */
+    bool wants_output; /* EPOLLOUT is set in socket_epoll */
+    uint16_t last_id;
+    unsigned npending, nlate;
+    struct ob_request *pending[OB_PENDING_BUCKETS];
+    struct ob_late late[OB_CLIENT_LATE_MAX];
+    struct ob_waiter *sleepers; /* oldest first */
+    uint32_t dma_maps;
+};
+
+/* ---- connection.c ------------------------------------------------------------------------- */
+
+void ob_client_lock(struct ob_client *c);
+/* Also calls opt.lost when this thread has found out that the connection is dead. */
+void ob_client_unlock(struct ob_client *c);
+/* The connection is dead, unless it was before: ends all waits. Returns -ENOTCONN. */
+int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+int ob_client_die(struct ob_client *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Most bytes of data that may go in one message, in either direction. */
+uint32_t ob_client_xfer_max(const struct ob_client *c);
+
+/* ---- request.c ---------------------------------------------------------------------------- */
+
+/* What goes out with a request. */
+struct ob_body {
+    const void *fixed;
+    uint32_t fixed_len;
+    const void *data; /* behind it */
+    uint32_t data_len;
+    const int *fds; /* borrowed */
+    unsigned nfds;
+};
+
+/* Sends a request without waiting. 0: it is under way, and ob_request_finish() must follow before
+ * *req goes; else a negative number. */
+int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
+                     const struct ob_body *body);
+/*
+ * Waits for the reply. 0 with *reply the caller's to free, its payload min to max bytes long; or
+ * a negative number. A reply of another size is the end of the connection.
+ */
+int ob_request_finish(struct ob_client *c, struct ob_request *req, uint32_t min, uint32_t max,
+                      struct ob_msg **reply);
+/* Both. reply may be NULL. */
+int ob_request_call(struct ob_client *c, uint16_t cmd, const struct ob_body *body, uint32_t min,
+                    uint32_t max, struct ob_msg **reply);
+/* Sends a command with No_reply. */
+int ob_request_post(struct ob_client *c, uint16_t cmd, const struct ob_body *body);
+/* Ends every request with -ENOTCONN. */
+void ob_request_abort_all_locked(struct ob_client *c);
+/* Takes a reply that came in. */
+void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg);
+/* Sends, or queues, a message, and keeps socket_epoll right. */
+int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body);
+
+/* ---- receive.c ---------------------------------------------------------------------------- */
+
+/* Waits until the request is done, receiving if nobody else does, or its deadline has come. */
+void ob_client_wait_locked(struct ob_client *c, struct ob_request *req);
+/* The deadline of a request has come. */
+void ob_request_expire_locked(struct ob_client *c, struct ob_request *req);
+/* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */
+void ob_client_want_output_locked(struct ob_client *c);
+
+/* ---- inbound.c ---------------------------------------------------------------------------- */
+
+/* Answers a command of the server. Takes msg. Called with the role, without the lock. */
+void ob_client_serve(struct ob_client *c, struct ob_msg *msg);
+/* Whether this thread is inside a callback of this client: it must not wait then. */
+bool ob_client_in_callback(const struct ob_client *c);
+
+/* ---- error.c ------------------------------------------------------------------------------ */
+
+/* The result for an error reply that carries error_no. */
+int ob_peer_error(uint32_t error_no);
+
+#endif

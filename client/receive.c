@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The receive role: who reads the socket, and how the role moves. See internal.h for the theory.
+ */
+#include "client/internal.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+static void arm_locked(struct ob_client *c, bool armed)
+{
+    struct epoll_event event = { .events = armed ? EPOLLIN : 0 };
+
+    if (c->armed == armed)
+        return;
+    c->armed = armed;
+    epoll_ctl(c->loop_epoll, EPOLL_CTL_MOD, c->socket_epoll, &event);
+}
+
+void ob_client_want_output_locked(struct ob_client *c)
+{
+    bool wanted = c->channel.out_head != NULL;
+    struct epoll_event event = { .events = EPOLLIN | (wanted ? EPOLLOUT : 0) };
+
+    if (c->wants_output == wanted)
+        return;
+    c->wants_output = wanted;
+    epoll_ctl(c->socket_epoll, EPOLL_CTL_MOD, c->channel.fd, &event);
+}
+
+static void flush_locked(struct ob_client *c)
+{
+    int rc = c->dead ? 0 : ob_channel_flush(&c->channel);
+
+    if (rc < 0)
+        ob_client_die_locked(c, "the connection broke while sending: %s", strerror(-rc));
+    ob_client_want_output_locked(c);
+}
+
+/* Hands the role to the thread that has slept longest, or lays it down. */
+static void release_role_locked(struct ob_client *c)
+{
+    struct ob_waiter *heir = c->sleepers;
+
+    while (heir && heir->request->done)
+        heir = heir->next;
+    c->role_taken = heir != NULL;
+    arm_locked(c, !heir && !c->told);
+    if (heir) {
+        heir->has_role = true;
+        pthread_cond_signal(&heir->wake);
+    }
+}
+
+static void receive_failed(struct ob_client *c, int rc, bool torn)
+{
+    if (rc == -ECONNRESET)
+        ob_client_die(c, torn ? "the server closed the connection in the middle of a message"
+                              : "the server closed the connection");
+    else if (rc == -EPROTO)
+        ob_client_die(c, "the server sent a message that claims to be shorter than its header");
+    else
+        ob_client_die(c, "the connection broke while receiving: %s", strerror(-rc));
+}
+
+/* Takes one message from the socket, if a whole one is there, and handles it. Called with the
+ * role, without the lock. Returns whether there may be more. */
+static bool receive_one(struct ob_client *c)
+{
+    struct ob_msg *msg;
+    int rc = ob_channel_recv(&c->channel, &msg);
+
+    if (rc < 0)
+        receive_failed(c, rc, c->channel.in_got > 0);
+    if (rc <= 0)
+        return false;
+    switch (msg->hdr.flags & OB_HDR_TYPE_MASK) {
+    case OB_HDR_COMMAND:
+        ob_client_serve(c, msg);
+        break;
+    case OB_HDR_REPLY:
+        ob_client_lock(c);
+        ob_request_complete_locked(c, msg);
+        ob_client_unlock(c);
+        break;
+    default:
+        ob_client_die(c, "the server sent a message that is neither command nor reply (flags 0x%x)",
+                      msg->hdr.flags);
+        ob_msg_free(msg);
+        return false;
+    }
+    return true;
+}
+
+static int ms_until(int64_t deadline_ns)
+{
+    int64_t ms;
+
+    if (deadline_ns == OB_NO_DEADLINE)
+        return -1;
+    ms = (deadline_ns - ob_now_ns() + 999999) / 1000000;
+    return ms < 0 ? 0 : ms > INT_MAX ? INT_MAX : (int)ms;
+}
+
+/* Waits for the socket and handles one message. The lock is dropped meanwhile. */
+static void receive_locked(struct ob_client *c, int64_t deadline_ns)
+{
+    struct epoll_event event = { .events = 0 };
+
+    ob_client_unlock(c);
+    if (epoll_wait(c->socket_epoll, &event, 1, ms_until(deadline_ns)) == 1 &&
+        (event.events & ~(uint32_t)EPOLLOUT))
+        receive_one(c);
+    ob_client_lock(c);
+    if (event.events & EPOLLOUT)
+        flush_locked(c);
+}
+
+/* Sleeps until another thread has completed the request or handed over the role, or until the
+ * deadline. */
+static void sleep_locked(struct ob_client *c, struct ob_waiter *w, struct ob_request *req)
+{
+    struct timespec until = { .tv_sec = req->deadline_ns / 1000000000,
+                              .tv_nsec = req->deadline_ns % 1000000000 };
+    struct ob_waiter **link = &c->sleepers;
+    int rc = 0;
+
+    pthread_cond_init(&w->wake, &c->monotonic);
+    while (*link)
+        link = &(*link)->next;
+    *link = w;
+    req->waiter = w;
+    while (!req->done && !w->has_role && rc != ETIMEDOUT) {
+        if (req->deadline_ns == OB_NO_DEADLINE)
+            pthread_cond_wait(&w->wake, &c->lock);
+        else
+            rc = pthread_cond_timedwait(&w->wake, &c->lock, &until);
+    }
+    req->waiter = NULL;
+    for (link = &c->sleepers; *link != w; link = &(*link)->next)
+        ;
+    *link = w->next;
+    w->next = NULL;
+    pthread_cond_destroy(&w->wake);
+}
+
+void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
+{
+    struct ob_waiter w = { .request = req };
+
+    while (!req->done) {
+        if (!c->role_taken) {
+            c->role_taken = true;
+            w.has_role = true;
+        }
+        if (w.has_role) {
+            arm_locked(c, false);
+            receive_locked(c, req->deadline_ns);
+        } else {
+            sleep_locked(c, &w, req);
+        }
+        if (!req->done && ob_now_ns() >= req->deadline_ns)
+            ob_request_expire_locked(c, req);
+    }
+    if (w.has_role)
+        release_role_locked(c);
+}
+
+int ob_client_step(struct ob_client *c)
+{
+    bool mine;
+    int rc;
+
+    ob_client_lock(c);
+    flush_locked(c);
+    mine = !c->dead && !c->role_taken;
+    if (mine) {
+        c->role_taken = true;
+        for (unsigned i = 0; i < OB_CLIENT_STEP_MAX && !c->dead; i++) {
+            bool more;
+            ob_client_unlock(c);
+            more = receive_one(c);
+            ob_client_lock(c);
+            if (!more)
+                break;
+        }
+        release_role_locked(c);
+    }
+    rc = c->dead ? -ENOTCONN : 0;
+    if (c->dead) {
+        c->told = true;
+        arm_locked(c, false);
+    }
+    ob_client_unlock(c);
+    return rc;
+}
