@@ -142,14 +142,20 @@ class Vm:
             self.close()
             raise
 
-    def _await_boot(self, deadline):
+    def _await_agent(self, deadline):
         try:
-            self.monitor.line(deadline)  # the greeting
-            self.qmp("qmp_capabilities")
             while self.agent.line(deadline) != "ready":
                 pass
         except TimeoutError:
             raise self.error("the guest did not boot in time") from None
+
+    def _await_boot(self, deadline):
+        try:
+            self.monitor.line(deadline)  # the greeting
+        except TimeoutError:
+            raise self.error("QEMU did not start in time") from None
+        self.qmp("qmp_capabilities")
+        self._await_agent(deadline)
 
     def error(self, what):
         return GuestError(f"{what}\n{tail(self.log)}")
@@ -200,6 +206,13 @@ class Vm:
             except TimeoutError:
                 raise self.error(f"no event {name} within {timeout_s} s") from None
             self.events.append(message)
+
+    def reset(self, timeout_s=60):
+        """Presses the machine's reset button, and waits until the guest is up again."""
+        self.qmp("set-action", reboot="reset")
+        self.qmp("system_reset")
+        self._await_agent(time.monotonic() + timeout_s)
+        self.qmp("set-action", reboot="shutdown")  # so that a panic ends QEMU
 
     def power_off(self, timeout_s=30):
         """Shuts the guest down and returns QEMU's exit status."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Makes the kernel and the initramfs of the test guest.
 
-    guest/build-image [cloud|full] [--build DIR]
+    guest/image.py [cloud|full] [--build DIR]
 
 Result: DIR/guest/NAME/vmlinuz and DIR/guest/NAME/initramfs; prints the directory. `cloud` is Debian's
 kernel for virtual machines, `full` the one for all hardware. Either package is downloaded once and
