@@ -40,32 +40,36 @@ struct ob_channel {
     int fd;
     uint32_t payload_max;
     /* receiving half */
-    struct ob_msg *in; /* being assembled; NULL between messages */
+    struct ob_msg *in; /* being assembled, or waiting for its first byte; NULL at first */
     uint32_t in_got;   /* bytes of header and payload that are there (or drained) */
     /* sending half */
     struct ob_out *out_head, *out_tail;
-    size_t out_bytes;
+    size_t out_bytes; /* queued and not sent */
 };
 
 #define OB_CHANNEL_QUEUE_MAX (64u << 20) /* bytes that ob_channel_queue() keeps at most */
+#define OB_CHANNEL_IOV_MAX   8u          /* parts of one payload */
 
-/* fd is taken, made non-blocking and CLOEXEC. 0 or a negative errno (fd closed). */
+/* fd is taken, made non-blocking and CLOEXEC. 0 or a negative errno (fd closed): -ENOTSOCK,
+ * -EPROTOTYPE when it is not a stream socket. */
 int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max);
 /* Closes the socket, drops what was queued or half received. */
 void ob_channel_fini(struct ob_channel *ch);
 
 /*
- * Never blocks. 1: *out is a whole message, the caller's; 0: nothing whole yet; -ECONNRESET: the
- * peer closed (*between messages* too); -EPROTO: a msg_size below 16, the stream is lost; other
- * negative errno of recvmsg() or malloc().
+ * Never blocks. 1: *out is a whole message, the caller's; 0: nothing whole yet (that the socket is
+ * readable all the same is possible: long oversize messages are drained in several calls);
+ * -ECONNRESET: the peer closed (*between messages* too); -EPROTO: a msg_size below 16, the stream
+ * is lost; other negative errno of recvmsg() or malloc().
  */
 int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out);
 
 /*
  * Never blocks: sends the message, or queues what the socket does not take. hdr->msg_size is set
- * here. fds are borrowed. 0; -ENOBUFS: the queue is full; -ENOMEM, -EBADF, -EMFILE, -ENFILE,
- * -ETOOMANYREFS: as they say. After those nothing was sent and the stream is whole. -EPIPE and
- * other negative errno: the connection is gone.
+ * here. fds are borrowed. 0; -ENOBUFS: the queue is full; -EMSGSIZE, -EINVAL: more bytes, parts or
+ * fds than one message can have; -ENOMEM, -EBADF, -EMFILE, -ENFILE, -ETOOMANYREFS: as they say.
+ * After all those nothing was sent and the stream is whole. -EPIPE and other negative errno: the
+ * connection is gone.
  */
 int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                      unsigned niov, const int *fds, unsigned nfds);
@@ -76,7 +80,8 @@ int ob_channel_flush(struct ob_channel *ch);
 int ob_channel_send(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                     unsigned niov, const int *fds, unsigned nfds, int64_t deadline_ns);
 
-/* Waits for poll() events on the socket. Returns the events that are there, or -ETIMEDOUT. */
+/* Waits for poll() events on the socket. Returns the events that are there (POLLHUP and POLLERR
+ * also unasked), or -ETIMEDOUT. */
 int ob_channel_wait(const struct ob_channel *ch, short events, int64_t deadline_ns);
 
 /* Deadlines are CLOCK_MONOTONIC nanoseconds. timeout_ms < 0: OB_NO_DEADLINE. */
@@ -89,13 +94,16 @@ int64_t ob_deadline_ns(int timeout_ms);
 /* Connects to a listening socket; returns the fd, -ETIMEDOUT, or connect()'s negative errno.
  * -ENAMETOOLONG: path does not fit a socket address. */
 int ob_socket_connect(const char *path, int64_t deadline_ns);
-/* Listens on path; replaces a socket file that nobody serves. Returns the fd; -EADDRINUSE: a live
- * server has it; -ENOTSOCK: something else is there; or a negative errno. */
+/* Listens on path; replaces a socket file that nobody serves. Returns the fd, non-blocking;
+ * -EADDRINUSE: a live server has it; -ENOTSOCK: something else is there; or a negative errno. */
 int ob_socket_listen(const char *path, unsigned mode, int backlog);
 
 /* ---- negotiate.c: the JSON of the VERSION messages ------------------------------------------ */
 
+/* What is assumed of a side that says nothing. */
 void ob_caps_default(struct ob_caps *caps);
+/* What this library can do, before the device or the program adds to it. */
+void ob_caps_offer(struct ob_caps *caps);
 /* Parses the JSON after struct ob_wire_version (len may be 0: all defaults). 0; -EINVAL with *why
  * set to a static sentence. is_reply: twin_socket must then have a valid fd_index. */
 int ob_caps_parse(const void *json, size_t len, bool is_reply, struct ob_caps *out,

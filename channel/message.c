@@ -1,21 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The life of one received message and of the channel around it. */
+/* The life of a received message, and of a channel. */
 #include "channel/channel.h"
+#include "channel/internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
-
-#include "channel/internal.h"
 
 int ob_msg_claim_fd(struct ob_msg *msg, unsigned index)
 {
-    int fd;
-
     if (index >= msg->nfds)
         return -1;
-    fd = msg->fds[index];
+    int fd = msg->fds[index];
     msg->fds[index] = -1;
     return fd;
 }
@@ -24,22 +22,35 @@ void ob_msg_free(struct ob_msg *msg)
 {
     if (!msg)
         return;
-    for (unsigned i = 0; i < msg->nfds; i++)
+    for (unsigned i = 0; i < msg->nfds; i++) {
         if (msg->fds[i] >= 0)
             close(msg->fds[i]);
+    }
     free(msg->payload);
     free(msg);
 }
 
+static int prepare(int fd)
+{
+    int type, flags = fcntl(fd, F_GETFL);
+    socklen_t len = sizeof(type);
+
+    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0)
+        return -errno;
+    if (type != SOCK_STREAM)
+        return -EPROTOTYPE;
+    if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        return -errno;
+    return 0;
+}
+
 int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max)
 {
-    int flags = fcntl(fd, F_GETFL);
+    int rc = prepare(fd);
 
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
-        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
-        int rc = -errno;
-
-        close(fd);
+    if (rc < 0) {
+        if (fd >= 0)
+            close(fd);
         return rc;
     }
     *ch = (struct ob_channel){ .fd = fd, .payload_max = payload_max };
@@ -49,8 +60,7 @@ int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max)
 void ob_channel_fini(struct ob_channel *ch)
 {
     close(ch->fd);
-    ch->fd = -1;
     ob_msg_free(ch->in);
-    ch->in = NULL;
     ob_channel_drop_queue(ch);
+    *ch = (struct ob_channel){ .fd = -1 };
 }

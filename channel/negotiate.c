@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The JSON of the VERSION messages: what each side can do. Unknown keys are ignored; a known key
- * with a wrong type or value refuses the negotiation, since nothing after it could be trusted.
+ * The JSON of the VERSION messages. Keys that we do not know are ignored; one that we know must
+ * have the right type and a value that we can work with. Numbers are only taken as integers.
+ * What is parsed has OB_VERSION_JSON_MAX bytes at most, which also bounds its nesting.
  */
 #include "channel/channel.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <jansson.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+
+#define PAGE_MIN 4096u
 
 void ob_caps_default(struct ob_caps *caps)
 {
@@ -21,167 +26,217 @@ void ob_caps_default(struct ob_caps *caps)
     };
 }
 
-/* A number from min; absent, *out keeps its default. */
-static bool get_u64(const json_t *object, const char *key, uint64_t min, uint64_t *out)
+void ob_caps_offer(struct ob_caps *caps)
+{
+    ob_caps_default(caps);
+    caps->max_msg_fds = OB_MSG_FDS_OFFER;
+    caps->max_data_xfer_size = OB_DATA_XFER_MAX;
+    caps->max_dma_maps = OB_DMA_MAPS_MAX;
+}
+
+/* ---- Parsing ------------------------------------------------------------------------------ */
+
+static int refuse(const char **why, const char *sentence)
+{
+    *why = sentence;
+    return -EINVAL;
+}
+
+/* A number that may be absent (then *out stays as it is). */
+static int get_number(const json_t *object, const char *key, uint64_t min, uint64_t max,
+                      const char *sentence, uint64_t *out, const char **why)
 {
     const json_t *value = json_object_get(object, key);
 
     if (!value)
-        return true;
-    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-        (uint64_t)json_integer_value(value) < min)
-        return false;
-    *out = (uint64_t)json_integer_value(value);
-    return true;
+        return 0;
+    json_int_t number = json_integer_value(value);
+    if (!json_is_integer(value) || number < 0 || (uint64_t)number < min || (uint64_t)number > max)
+        return refuse(why, sentence);
+    *out = (uint64_t)number;
+    return 0;
 }
 
-/* The same for a limit: above UINT32_MAX it is as good as none, and cut. */
-static bool get_u32(const json_t *object, const char *key, uint32_t min, uint32_t *out)
+static int get_u32(const json_t *object, const char *key, uint32_t min, const char *sentence,
+                   uint32_t *out, const char **why)
 {
-    uint64_t value = *out;
+    uint64_t number = *out;
+    int rc = get_number(object, key, min, UINT32_MAX, sentence, &number, why);
 
-    if (!get_u64(object, key, min, &value))
-        return false;
-    *out = value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
-    return true;
+    *out = (uint32_t)number;
+    return rc;
 }
 
-static bool get_bool(const json_t *object, const char *key, bool *out)
+static int get_bool(const json_t *object, const char *key, const char *sentence, bool *out,
+                    const char **why)
 {
     const json_t *value = json_object_get(object, key);
 
     if (!value)
-        return true;
+        return 0;
     if (!json_is_boolean(value))
-        return false;
+        return refuse(why, sentence);
     *out = json_is_true(value);
-    return true;
+    return 0;
 }
 
-static const char *parse_twin_socket(const json_t *caps, bool is_reply, struct ob_caps *out)
+/* *out is NULL when the object is absent. */
+static int get_object(const json_t *object, const char *key, const char *sentence,
+                      const json_t **out, const char **why)
 {
-    const json_t *twin = json_object_get(caps, "twin_socket");
-    const json_t *index;
-
-    if (!twin)
-        return NULL;
-    if (!json_is_object(twin) || !get_bool(twin, "supported", &out->twin_socket))
-        return "capability twin_socket is malformed";
-    if (!is_reply || !out->twin_socket)
-        return NULL;
-    index = json_object_get(twin, "fd_index");
-    if (!json_is_integer(index) || json_integer_value(index) < 0 ||
-        json_integer_value(index) >= OB_MSG_FDS_MAX)
-        return "capability twin_socket has no valid fd_index";
-    out->twin_fd_index = (int)json_integer_value(index);
-    return NULL;
+    *out = json_object_get(object, key);
+    return *out && !json_is_object(*out) ? refuse(why, sentence) : 0;
 }
 
-static const char *parse_migration(const json_t *caps, struct ob_caps *out)
+static int parse_twin(const json_t *twin, bool is_reply, struct ob_caps *caps, const char **why)
 {
-    const json_t *migration = json_object_get(caps, "migration");
+    uint64_t index = UINT64_MAX;
+    int rc = get_bool(twin, "supported", "twin_socket.supported is not a boolean",
+                      &caps->twin_socket, why);
 
-    if (!migration)
-        return NULL;
-    out->migration = true;
-    if (!json_is_object(migration) || !get_u64(migration, "pgsize", 1, &out->migration_pgsize) ||
-        !get_u64(migration, "max_bitmap_size", 0, &out->migration_max_bitmap_size))
-        return "capability migration is malformed";
-    return NULL;
+    if (rc < 0 || !is_reply || !caps->twin_socket)
+        return rc;
+    rc = get_number(twin, "fd_index", 0, OB_MSG_FDS_MAX - 1,
+                    "twin_socket.fd_index is not the index of a file descriptor", &index, why);
+    if (rc < 0)
+        return rc;
+    if (index == UINT64_MAX)
+        return refuse(why, "twin_socket is on, but has no fd_index");
+    caps->twin_fd_index = (int)index;
+    return 0;
 }
 
-static const char *parse_capabilities(const json_t *caps, bool is_reply, struct ob_caps *out)
+static int parse_migration(const json_t *migration, struct ob_caps *caps, const char **why)
 {
-    const char *why;
+    int rc;
 
-    if (!json_is_object(caps))
-        return "\"capabilities\" is not a JSON object";
-    if (!get_u32(caps, "max_msg_fds", 0, &out->max_msg_fds))
-        return "capability max_msg_fds is not a number from 0";
-    if (!get_u32(caps, "max_data_xfer_size", 1, &out->max_data_xfer_size))
-        return "capability max_data_xfer_size is not a number from 1";
-    if (!get_u32(caps, "max_dma_maps", 1, &out->max_dma_maps))
-        return "capability max_dma_maps is not a number from 1";
-    if (!get_u64(caps, "pgsizes", 1, &out->pgsizes))
-        return "capability pgsizes is not a number from 1";
-    if (!get_bool(caps, "write_multiple", &out->write_multiple))
-        return "capability write_multiple is not a boolean";
-    why = parse_twin_socket(caps, is_reply, out);
-    return why ? why : parse_migration(caps, out);
+    caps->migration = true;
+    caps->migration_pgsize = PAGE_MIN;
+    rc = get_number(migration, "pgsize", PAGE_MIN, INT64_MAX,
+                    "migration.pgsize is not a number from 4096", &caps->migration_pgsize, why);
+    if (rc < 0)
+        return rc;
+    if (caps->migration_pgsize % PAGE_MIN)
+        return refuse(why, "migration.pgsize is not a multiple of 4096");
+    return get_number(migration, "max_bitmap_size", 1, INT64_MAX,
+                      "migration.max_bitmap_size is not a positive number",
+                      &caps->migration_max_bitmap_size, why);
+}
+
+static int parse_numbers(const json_t *object, struct ob_caps *caps, const char **why)
+{
+    int rc = get_u32(object, "max_msg_fds", 0, "max_msg_fds is not a number from 0 to 4294967295",
+                     &caps->max_msg_fds, why);
+
+    if (rc == 0)
+        rc = get_u32(object, "max_data_xfer_size", 1,
+                     "max_data_xfer_size is not a number from 1 to 4294967295",
+                     &caps->max_data_xfer_size, why);
+    if (rc == 0)
+        rc = get_u32(object, "max_dma_maps", 1, "max_dma_maps is not a number from 1 to 4294967295",
+                     &caps->max_dma_maps, why);
+    if (rc == 0)
+        rc = get_number(object, "pgsizes", PAGE_MIN, INT64_MAX,
+                        "pgsizes is not a sum of page sizes from 4096", &caps->pgsizes, why);
+    if (rc == 0 && caps->pgsizes % PAGE_MIN)
+        rc = refuse(why, "pgsizes has a page size below 4096");
+    return rc;
+}
+
+static int parse_caps(const json_t *root, bool is_reply, struct ob_caps *caps, const char **why)
+{
+    const json_t *object, *twin, *migration;
+
+    if (!json_is_object(root))
+        return refuse(why, "the version data is not a JSON object");
+    int rc = get_object(root, "capabilities", "capabilities is not an object", &object, why);
+    if (rc < 0 || !object)
+        return rc;
+    rc = parse_numbers(object, caps, why);
+    if (rc == 0)
+        rc = get_bool(object, "write_multiple", "write_multiple is not a boolean",
+                      &caps->write_multiple, why);
+    if (rc == 0)
+        rc = get_object(object, "twin_socket", "twin_socket is not an object", &twin, why);
+    if (rc == 0 && twin)
+        rc = parse_twin(twin, is_reply, caps, why);
+    if (rc == 0)
+        rc = get_object(object, "migration", "migration is not an object", &migration, why);
+    if (rc == 0 && migration)
+        rc = parse_migration(migration, caps, why);
+    return rc;
 }
 
 int ob_caps_parse(const void *json, size_t len, bool is_reply, struct ob_caps *out,
                   const char **why)
 {
     struct ob_caps caps;
-    const json_t *object;
-    json_t *root;
 
     ob_caps_default(&caps);
-    *why = NULL;
-    if (len > OB_VERSION_JSON_MAX) {
-        *why = "the capabilities are too long";
-        return -EINVAL;
-    }
-    if (len > 0) {
-        const char *end = memchr(json, '\0', len);
-
-        root = end ? json_loadb(json, (size_t)(end - (const char *)json), 0, NULL) : NULL;
-        if (!end)
-            *why = "the capabilities have no terminating NUL";
-        else if (!json_is_object(root))
-            *why = "the capabilities are not a JSON object";
-        else if ((object = json_object_get(root, "capabilities")))
-            *why = parse_capabilities(object, is_reply, &caps);
+    if (len > OB_VERSION_JSON_MAX)
+        return refuse(why, "the version data is too long");
+    const char *end = len ? memchr(json, '\0', len) : NULL;
+    if (len && !end)
+        return refuse(why, "the version data does not end with a NUL");
+    if (len && end != json) {
+        json_t *root = json_loadb(json, (size_t)(end - (const char *)json), 0, NULL);
+        if (!root)
+            return refuse(why, "the version data is not valid JSON");
+        int rc = parse_caps(root, is_reply, &caps, why);
         json_decref(root);
+        if (rc < 0)
+            return rc;
     }
-    if (*why)
-        return -EINVAL;
     *out = caps;
     return 0;
 }
 
-static json_t *build(const struct ob_caps *caps, bool is_reply)
+/* ---- Printing ----------------------------------------------------------------------------- */
+
+struct printer {
+    char *buf;
+    size_t size, len; /* len past size: it did not fit */
+};
+
+__attribute__((format(printf, 2, 3))) static void put(struct printer *p, const char *fmt, ...)
 {
-    json_t *object = json_object();
+    size_t room = p->len < p->size ? p->size - p->len : 0;
+    va_list ap;
 
-    /* A peer's defaults differ from the specification's (QEMU assumes 8 fds), so these are said. */
-    json_object_set_new(object, "max_msg_fds", json_integer(caps->max_msg_fds));
-    json_object_set_new(object, "max_data_xfer_size", json_integer(caps->max_data_xfer_size));
-    if (caps->max_dma_maps != OB_DMA_MAPS_DEFAULT)
-        json_object_set_new(object, "max_dma_maps", json_integer(caps->max_dma_maps));
-    if (caps->pgsizes != OB_PGSIZES_DEFAULT)
-        json_object_set_new(object, "pgsizes", json_integer((json_int_t)caps->pgsizes));
-    if (caps->write_multiple)
-        json_object_set_new(object, "write_multiple", json_true());
-    if (caps->twin_socket) {
-        json_t *twin = json_pack("{sb}", "supported", 1);
+    va_start(ap, fmt);
+    p->len += (size_t)vsnprintf(room ? p->buf + p->len : NULL, room, fmt, ap);
+    va_end(ap);
+}
 
-        if (is_reply)
-            json_object_set_new(twin, "fd_index", json_integer(caps->twin_fd_index));
-        json_object_set_new(object, "twin_socket", twin);
-    }
-    if (caps->migration) {
-        json_t *migration = json_pack("{sI}", "pgsize", (json_int_t)caps->migration_pgsize);
-
-        if (caps->migration_max_bitmap_size)
-            json_object_set_new(migration, "max_bitmap_size",
-                                json_integer((json_int_t)caps->migration_max_bitmap_size));
-        json_object_set_new(object, "migration", migration);
-    }
-    return json_pack("{so}", "capabilities", object);
+/* A further member of the object that is being printed. */
+static void put_number(struct printer *p, const char *key, uint64_t value, uint64_t absent)
+{
+    if (value != absent)
+        put(p, ",\"%s\":%" PRIu64, key, value);
 }
 
 int ob_caps_print(const struct ob_caps *caps, bool is_reply, char *buf, size_t size)
 {
-    json_t *root = build(caps, is_reply);
-    size_t len = root ? json_dumpb(root, buf, size, JSON_COMPACT) : 0;
+    struct printer p = { .buf = buf, .size = size };
 
-    json_decref(root);
-    if (!root)
-        return -ENOMEM;
-    if (len >= size)
-        return -ENOSPC;
-    buf[len] = '\0';
-    return (int)len + 1;
+    /* These two are always said: what a peer assumes instead differs (QEMU: 8 fds). */
+    put(&p, "{\"capabilities\":{\"max_msg_fds\":%" PRIu32 ",\"max_data_xfer_size\":%" PRIu32,
+        caps->max_msg_fds, caps->max_data_xfer_size);
+    put_number(&p, "max_dma_maps", caps->max_dma_maps, OB_DMA_MAPS_DEFAULT);
+    put_number(&p, "pgsizes", caps->pgsizes, OB_PGSIZES_DEFAULT);
+    if (caps->write_multiple)
+        put(&p, ",\"write_multiple\":true");
+    if (caps->twin_socket) {
+        put(&p, ",\"twin_socket\":{\"supported\":true");
+        if (is_reply)
+            put(&p, ",\"fd_index\":%d", caps->twin_fd_index);
+        put(&p, "}");
+    }
+    if (caps->migration) {
+        put(&p, ",\"migration\":{\"pgsize\":%" PRIu64, caps->migration_pgsize);
+        put_number(&p, "max_bitmap_size", caps->migration_max_bitmap_size, 0);
+        put(&p, "}");
+    }
+    put(&p, "}}");
+    return p.len < size ? (int)p.len + 1 : -ENOSPC;
 }

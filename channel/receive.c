@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The receiving half: reads to the end of the header, then to the end of the message, and never
- * past it. Memory for a payload grows with what has come, so a header that lies costs nothing.
+ * The receiving half of a channel (see channel.h). Invariant: the socket is never read past the
+ * end of the message in ch->in, and ch->in_got counts the bytes of it that were read. Tests:
+ * channel/every-split, channel/merged-messages.
  */
 #include "channel/channel.h"
 
@@ -11,82 +12,135 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define HDR_SIZE    ((uint32_t)sizeof(struct ob_wire_hdr))
-#define FIRST_PIECE 65536u /* payload bytes that are allocated before any of them came */
+/* A payload gets this much memory at first, and more only as its bytes really come: a header
+ * that lies about its size costs nothing. */
+#define FIRST_CHUNK 65536u
+#define DRAIN_CHUNK 16384u
+/* Bytes of an oversize message dropped in one call: it may have 4 GiB, and recv never blocks. */
+#define DRAIN_MAX   (1u << 20)
 
-static void keep_fds(struct ob_msg *msg, struct msghdr *mh)
+#define HDR_SIZE ((uint32_t)sizeof(struct ob_wire_hdr))
+
+/* Files the fds of one SCM_RIGHTS in the message; those it has no room for are closed. */
+static void keep_fds(struct ob_msg *msg, const struct cmsghdr *cmsg)
 {
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    size_t count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    int fd;
 
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-
-            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-            if (msg->nfds < OB_MSG_FDS_MAX) {
-                msg->fds[msg->nfds++] = fd;
-            } else {
-                close(fd);
-                msg->fds_lost = true;
-            }
+    for (size_t i = 0; i < count; i++) {
+        memcpy(&fd, CMSG_DATA(cmsg) + i * sizeof(fd), sizeof(fd));
+        if (msg->nfds < OB_MSG_FDS_MAX) {
+            msg->fds[msg->nfds++] = fd;
+        } else {
+            close(fd);
+            msg->fds_lost = true;
         }
     }
-    if (mh->msg_flags & MSG_CTRUNC)
-        msg->fds_lost = true;
 }
 
-/* recvmsg() of at most len bytes. > 0: bytes; 0: nothing there now; negative errno. */
-static ssize_t receive_some(struct ob_channel *ch, void *data, size_t len)
+/* Reads up to len bytes of the current message. Their number, -EAGAIN, -ECONNRESET at the end of
+ * the stream, or another negative errno. */
+static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
 {
     union {
         struct cmsghdr align;
-        char buf[CMSG_SPACE(OB_MSG_FDS_MAX * sizeof(int))];
+        char space[CMSG_SPACE(sizeof(int) * OB_MSG_FDS_MAX)];
     } control;
-    struct iovec iov = { .iov_base = data, .iov_len = len };
+    struct iovec iov = { buf, len };
     struct msghdr mh = {
-        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
     };
-    ssize_t got;
+    ssize_t n;
 
-    do {
-        got = recvmsg(ch->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    } while (got < 0 && errno == EINTR);
-    if (got < 0)
-        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
-    keep_fds(ch->in, &mh);
-    return got == 0 ? -ECONNRESET : got;
+    do
+        n = recvmsg(ch->fd, &mh, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return -errno;
+    /* The kernel cuts the list where our buffer, or our limit of open files, ends. */
+    if (mh.msg_flags & MSG_CTRUNC)
+        ch->in->fds_lost = true;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c)) {
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+            keep_fds(ch->in, c);
+    }
+    return n ? n : -ECONNRESET;
 }
 
-/* Where the next payload bytes go, and how many fit there. */
-static int payload_room(struct ob_channel *ch, uint8_t **data, size_t *room)
+/* 1 when the header is whole, 0 when it is not yet, or a negative errno. */
+static int recv_header(struct ob_channel *ch)
 {
-    static uint8_t discard[16384]; /* written by many, read by none */
+    struct ob_msg *msg = ch->in;
+
+    while (ch->in_got < HDR_SIZE) {
+        ssize_t n = read_some(ch, (uint8_t *)&msg->hdr + ch->in_got, HDR_SIZE - ch->in_got);
+        if (n < 0)
+            return n == -EAGAIN ? 0 : (int)n;
+        ch->in_got += n;
+    }
+    if (msg->hdr.msg_size < HDR_SIZE)
+        return -EPROTO;
+    msg->oversize = msg->hdr.msg_size - HDR_SIZE > ch->payload_max;
+    return 1;
+}
+
+/* Makes room behind the bytes of the payload that are there; *room gets how much. */
+static int grow(struct ob_channel *ch, uint32_t got, uint32_t total, uint32_t *room)
+{
+    struct ob_msg *msg = ch->in;
+
+    if (got == msg->len) {
+        uint32_t len = got ? got * 2 : FIRST_CHUNK;
+        if (len > total || len < got)
+            len = total;
+        uint8_t *payload = realloc(msg->payload, len);
+        if (!payload)
+            return -ENOMEM;
+        msg->payload = payload;
+        msg->len = len;
+    }
+    *room = msg->len - got;
+    return 0;
+}
+
+/* 1 when the payload is whole, 0 when it is not yet, or a negative errno. */
+static int recv_payload(struct ob_channel *ch)
+{
     struct ob_msg *msg = ch->in;
     uint32_t total = msg->hdr.msg_size - HDR_SIZE;
-    uint32_t at = ch->in_got - HDR_SIZE;
 
-    if (msg->oversize) {
-        *data = discard;
-        *room = total - at < sizeof(discard) ? total - at : sizeof(discard);
-        return 0;
+    while (ch->in_got - HDR_SIZE < total) {
+        uint32_t got = ch->in_got - HDR_SIZE, room;
+        int rc = grow(ch, got, total, &room);
+        if (rc < 0)
+            return rc;
+        ssize_t n = read_some(ch, msg->payload + got, room);
+        if (n < 0)
+            return n == -EAGAIN ? 0 : (int)n;
+        ch->in_got += n;
     }
-    if (at == msg->len) { /* full, or not begun */
-        uint32_t size = at == 0 ? FIRST_PIECE : at * 4;
-        uint8_t *grown;
+    return 1;
+}
 
-        if (size > total)
-            size = total;
-        grown = realloc(msg->payload, size);
-        if (!grown)
-            return -ENOMEM;
-        msg->payload = grown;
-        msg->len = size;
+/* Drops the payload of an oversize message. Returns like recv_payload(). */
+static int drain(struct ob_channel *ch)
+{
+    uint8_t scratch[DRAIN_CHUNK];
+
+    for (uint32_t done = 0; ch->in_got < ch->in->hdr.msg_size;) {
+        uint32_t left = ch->in->hdr.msg_size - ch->in_got;
+        if (done >= DRAIN_MAX)
+            return 0;
+        ssize_t n = read_some(ch, scratch, left < sizeof(scratch) ? left : sizeof(scratch));
+        if (n < 0)
+            return n == -EAGAIN ? 0 : (int)n;
+        ch->in_got += n;
+        done += n;
     }
-    *data = msg->payload + at;
-    *room = msg->len - at;
-    return 0;
+    return 1;
 }
 
 int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out)
@@ -97,36 +151,12 @@ int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out)
             return -ENOMEM;
         ch->in_got = 0;
     }
-    for (;;) {
-        struct ob_msg *msg = ch->in;
-        uint8_t *data;
-        size_t room;
-        ssize_t got;
-
-        if (ch->in_got < HDR_SIZE) {
-            data = (uint8_t *)&msg->hdr + ch->in_got;
-            room = HDR_SIZE - ch->in_got;
-        } else {
-            int rc = payload_room(ch, &data, &room);
-
-            if (rc < 0)
-                return rc;
-        }
-        got = receive_some(ch, data, room);
-        if (got <= 0)
-            return (int)got;
-        ch->in_got += (uint32_t)got;
-        if (ch->in_got < HDR_SIZE)
-            continue;
-        if (ch->in_got == HDR_SIZE) {
-            if (msg->hdr.msg_size < HDR_SIZE)
-                return -EPROTO;
-            msg->oversize = msg->hdr.msg_size - HDR_SIZE > ch->payload_max;
-        }
-        if (ch->in_got == msg->hdr.msg_size) {
-            ch->in = NULL;
-            *out = msg;
-            return 1;
-        }
+    int rc = recv_header(ch);
+    if (rc == 1)
+        rc = ch->in->oversize ? drain(ch) : recv_payload(ch);
+    if (rc == 1) {
+        *out = ch->in;
+        ch->in = NULL;
     }
+    return rc;
 }

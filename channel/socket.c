@@ -1,67 +1,84 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* UNIX sockets by path: connecting within a deadline, and taking over what a dead server left. */
+/*
+ * UNIX sockets by path: connecting with a deadline, and listening in place of a dead server.
+ *
+ * A listening socket is made under a temporary name beside path, gets its permissions, listens,
+ * and only then takes its name. So whatever socket stands at path either answers or is dead, and
+ * nobody can reach ours earlier or with other permissions. A dead one is exchanged for ours in one
+ * step and looked at again afterwards: if another server was faster, it gets its name back. Of any
+ * number of servers that start at once, one stays. Test: socket/one-of-many-takes-over.
+ */
 #include "channel/channel.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-static int fill_address(const char *path, struct sockaddr_un *addr)
+static int set_path(struct sockaddr_un *addr, const char *path)
 {
-    size_t len = strlen(path);
-
-    if (len == 0)
+    *addr = (struct sockaddr_un){ .sun_family = AF_UNIX };
+    if (path[0] == '\0')
         return -ENOENT;
-    if (len >= sizeof(addr->sun_path))
+    if (strlen(path) >= sizeof(addr->sun_path))
         return -ENAMETOOLONG;
-    memset(addr, 0, sizeof(*addr));
-    addr->sun_family = AF_UNIX;
-    memcpy(addr->sun_path, path, len);
+    memcpy(addr->sun_path, path, strlen(path));
     return 0;
 }
 
-/* A blocking connect() waits for room in the backlog as long as SO_SNDTIMEO says; poll() on a
- * non-blocking one would not. */
-static int connect_until(int fd, const struct sockaddr_un *addr, int64_t deadline_ns)
+/* How long connect() may wait from now on; a deadline that has passed leaves it one moment. */
+static int limit_connect(int fd, int64_t deadline_ns)
+{
+    struct timeval tv = { 0, 0 }; /* for ever */
+
+    if (deadline_ns != OB_NO_DEADLINE) {
+        int64_t left_us = (deadline_ns - ob_now_ns()) / 1000;
+        if (left_us < 1)
+            left_us = 1;
+        tv.tv_sec = left_us / 1000000;
+        tv.tv_usec = left_us % 1000000;
+    }
+    return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0 ? -errno : 0;
+}
+
+/*
+ * A blocking connect(): where a server's backlog is full, only that waits (a non-blocking one
+ * fails with EAGAIN, and poll() knows nothing about it). EINTR leaves the socket unconnected.
+ */
+static int connect_by(int fd, const struct sockaddr_un *addr, int64_t deadline_ns)
 {
     for (;;) {
-        if (deadline_ns != OB_NO_DEADLINE) {
-            int64_t left = deadline_ns - ob_now_ns();
-            struct timeval tv = { left / 1000000000, left % 1000000000 / 1000 };
-
-            if (left < 1000)
-                return -ETIMEDOUT;
-            if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0)
-                return -errno;
-        }
+        int rc = limit_connect(fd, deadline_ns);
+        if (rc < 0)
+            return rc;
         if (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0)
-            return 0;
+            return limit_connect(fd, OB_NO_DEADLINE);
         if (errno == EAGAIN)
             return -ETIMEDOUT;
         if (errno != EINTR)
             return -errno;
+        if (ob_now_ns() >= deadline_ns)
+            return -ETIMEDOUT;
     }
 }
 
 int ob_socket_connect(const char *path, int64_t deadline_ns)
 {
     struct sockaddr_un addr;
-    int rc = fill_address(path, &addr);
-    int fd;
+    int rc = set_path(&addr, path);
 
     if (rc < 0)
         return rc;
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    rc = connect_until(fd, &addr, deadline_ns);
+    rc = connect_by(fd, &addr, deadline_ns);
     if (rc < 0) {
         close(fd);
         return rc;
@@ -69,97 +86,131 @@ int ob_socket_connect(const char *path, int64_t deadline_ns)
     return fd;
 }
 
-/* 0: path is free, or a socket file that nobody serves; else why it can't be taken. */
-static int probe_path(const char *path, const struct sockaddr_un *addr)
+/* A socket to be offered: its directory, its name there, and the one it has until it is ready. */
+struct place {
+    int dir;
+    const char *name;
+    char tmp[24];
+    struct sockaddr_un name_addr, tmp_addr;
+};
+
+static int place_open(const char *path, struct place *place)
 {
-    struct stat st;
-    int fd, rc;
+    char dir[sizeof(place->name_addr.sun_path) + 2];
+    uint64_t number;
+    int rc = set_path(&place->name_addr, path);
 
-    if (lstat(path, &st) < 0)
-        return errno == ENOENT ? 0 : -errno;
-    if (!S_ISSOCK(st.st_mode))
-        return -ENOTSOCK;
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return -errno;
-    rc = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 ? -EADDRINUSE : -errno;
-    close(fd);
-    if (rc == -EAGAIN) /* its backlog is full: it lives */
-        return -EADDRINUSE;
-    return rc == -ECONNREFUSED || rc == -ENOENT ? 0 : rc;
-}
-
-/* Binds and listens under a temporary name beside path, with its mode set, and renames it over
- * path: whoever connects to path meets a server that is ready. The directory is named through its
- * fd, so that the temporary name fits whenever path does. */
-static int bind_beside(int dir, const char *base, unsigned mode, int backlog)
-{
-    struct sockaddr_un addr;
-    char name[32], full[64];
-    int fd, rc;
-
-    snprintf(name, sizeof(name), ".ob-%x", (unsigned)getpid());
-    snprintf(full, sizeof(full), "/proc/self/fd/%d/%s", dir, name);
-    rc = fill_address(full, &addr);
     if (rc < 0)
         return rc;
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
+    const char *slash = strrchr(path, '/');
+    place->name = slash ? slash + 1 : path;
+    if (place->name[0] == '\0')
+        return -EISDIR;
+    int dir_len = (int)(place->name - path);
+    snprintf(dir, sizeof(dir), "%.*s.", dir_len, path);
+    place->dir = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (place->dir < 0)
         return -errno;
-    unlinkat(dir, name, 0); /* of a process with our number that died right here */
-    if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        rc = -errno;
-        close(fd);
-        return rc;
-    }
-    if (fchmodat(dir, name, mode, 0) < 0 || listen(fd, backlog) < 0 ||
-        renameat(dir, name, dir, base) < 0) {
-        rc = -errno;
-        unlinkat(dir, name, 0);
-        close(fd);
-        return rc;
-    }
-    return fd;
+    if (getrandom(&number, sizeof(number), GRND_NONBLOCK) != sizeof(number))
+        number = (uint64_t)ob_now_ns(); /* a taken name is refused by bind() */
+    snprintf(place->tmp, sizeof(place->tmp), ".%016llx", (unsigned long long)number);
+    /* A socket address is short. Where the longer name does not fit, go through the directory. */
+    place->tmp_addr = (struct sockaddr_un){ .sun_family = AF_UNIX };
+    if (dir_len + strlen(place->tmp) < sizeof(place->tmp_addr.sun_path))
+        snprintf(place->tmp_addr.sun_path, sizeof(place->tmp_addr.sun_path), "%.*s%s", dir_len,
+                 path, place->tmp);
+    else
+        snprintf(place->tmp_addr.sun_path, sizeof(place->tmp_addr.sun_path), "/proc/self/fd/%d/%s",
+                 place->dir, place->tmp);
+    return 0;
 }
 
-/* Opens and locks the directory of path: two servers that start at once come one after the other. A
- * directory that we may use but not read can't be locked, and is used without. */
-static int open_directory(const char *path, const char *base)
+/* 0 when the entry is a socket that nobody serves; -ENOENT, -ENOTSOCK, -EADDRINUSE. */
+static int examine(int dir, const char *entry, const struct sockaddr_un *addr)
 {
-    char name[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
-    int fd;
+    struct stat st;
 
-    if (base == path)
-        strcpy(name, ".");
-    else
-        snprintf(name, sizeof(name), "%.*s", base - path > 1 ? (int)(base - path) - 1 : 1, path);
-    fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES)
-        fd = open(name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (fstatat(dir, entry, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return -errno;
+    if (!S_ISSOCK(st.st_mode))
+        return -ENOTSOCK;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -errno;
-    flock(fd, LOCK_EX);
-    return fd;
+    int rc = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0 ? -errno : 0;
+    close(fd);
+    if (rc == -ECONNREFUSED)
+        return 0;
+    return rc == -ENOENT ? rc : -EADDRINUSE; /* EAGAIN is a full backlog: somebody is there */
+}
+
+static int move(const struct place *place, unsigned how)
+{
+    return renameat2(place->dir, place->tmp, place->dir, place->name, how) < 0 ? -errno : 0;
+}
+
+/* Puts our socket in the place of a dead one. -ENOENT: that is gone, try again. */
+static int take_over(const struct place *place)
+{
+    int rc = examine(place->dir, place->name, &place->name_addr);
+
+    if (rc == 0)
+        rc = move(place, RENAME_EXCHANGE);
+    if (rc < 0)
+        return rc;
+    rc = examine(place->dir, place->tmp, &place->tmp_addr);
+    if (rc == 0) {
+        unlinkat(place->dir, place->tmp, 0);
+    } else if (move(place, RENAME_EXCHANGE) == -ENOENT) {
+        move(place, RENAME_NOREPLACE);
+    }
+    return rc == -ENOENT ? 0 : rc;
+}
+
+static int publish(const struct place *place)
+{
+    int rc = -EEXIST;
+
+    /* Ends: only who keeps removing and making the file could make it go on. */
+    for (int tries = 0; tries < 16 && rc < 0; tries++) {
+        rc = move(place, RENAME_NOREPLACE);
+        if (rc == -EEXIST)
+            rc = take_over(place);
+        else if (rc < 0)
+            return rc;
+        if (rc < 0 && rc != -ENOENT)
+            return rc;
+    }
+    return rc < 0 ? -EADDRINUSE : 0;
+}
+
+static int listen_at(int fd, const struct place *place, unsigned mode, int backlog)
+{
+    const struct sockaddr *addr = (const struct sockaddr *)&place->tmp_addr;
+    int rc;
+
+    if (bind(fd, addr, sizeof(place->tmp_addr)) < 0)
+        return -errno;
+    if (fchmodat(place->dir, place->tmp, mode, 0) < 0 || listen(fd, backlog) < 0)
+        rc = -errno;
+    else
+        rc = publish(place);
+    if (rc < 0)
+        unlinkat(place->dir, place->tmp, 0);
+    return rc;
 }
 
 int ob_socket_listen(const char *path, unsigned mode, int backlog)
 {
-    struct sockaddr_un addr;
-    int rc = fill_address(path, &addr);
-    const char *slash = strrchr(path, '/');
-    const char *base = slash ? slash + 1 : path;
-    int dir;
+    struct place place;
+    int rc = place_open(path, &place);
 
     if (rc < 0)
         return rc;
-    if (!*base)
-        return -EISDIR;
-    dir = open_directory(path, base);
-    if (dir < 0)
-        return dir;
-    rc = probe_path(path, &addr);
-    if (rc == 0)
-        rc = bind_beside(dir, base, mode, backlog);
-    close(dir);
-    return rc;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    rc = fd < 0 ? -errno : listen_at(fd, &place, mode, backlog);
+    close(place.dir);
+    if (rc < 0 && fd >= 0)
+        close(fd);
+    return rc < 0 ? rc : fd;
 }
