@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What differs between the QEMU versions we compile for (7.2, 10.0, 11.1) and nothing else. Every
+ * file here includes this one first; no other file asks for a version.
+ */
+#ifndef OUTBOARD_QEMU_COMPAT_H
+#define OUTBOARD_QEMU_COMPAT_H
+
+#include "qemu/osdep.h"
+
+#include "hw/pci/msi.h"
+#include "hw/pci/msix.h"
+#include "hw/pci/pci.h"
+#include "hw/pci/pci_bus.h"
+#include "migration/blocker.h"
+#include "migration/vmstate.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "qemu/event_notifier.h"
+#include "qemu/main-loop.h"
+#include "qemu/rcu.h"
+#include "qemu/timer.h"
+#include "qemu/units.h"
+
+#if QEMU_VERSION_MAJOR >= 11
+#include "accel/accel-route.h"
+#include "hw/core/cpu.h"
+#include "hw/core/qdev-properties.h"
+#include "hw/pci/pci_device.h"
+#include "qemu/aio.h"
+#include "system/accel-irq.h"
+#include "system/address-spaces.h"
+#include "system/kvm.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
+#include "system/system.h"
+#elif QEMU_VERSION_MAJOR >= 10
+#include "block/aio.h"
+#include "exec/address-spaces.h"
+#include "exec/cpu-common.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "hw/core/cpu.h"
+#include "hw/pci/pci_device.h"
+#include "hw/qdev-properties.h"
+#include "system/kvm.h"
+#include "system/system.h"
+#else
+#include "block/aio.h"
+#include "exec/address-spaces.h"
+#include "exec/cpu-common.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "hw/core/cpu.h"
+#include "hw/qdev-properties.h"
+#include "sysemu/kvm.h"
+#include "sysemu/sysemu.h"
+#endif
+
+/* The big lock changed its name. */
+#if QEMU_VERSION_MAJOR >= 9
+#define OB_BQL_LOCK()   bql_lock()
+#define OB_BQL_UNLOCK() bql_unlock()
+#define OB_BQL_HELD()   bql_locked()
+#else
+#define OB_BQL_LOCK()   qemu_mutex_lock_iothread()
+#define OB_BQL_UNLOCK() qemu_mutex_unlock_iothread()
+#define OB_BQL_HELD()   qemu_mutex_iothread_locked()
+#endif
+
+/* class_init's second argument. */
+#if QEMU_VERSION_MAJOR >= 11
+#define OB_CLASS_DATA const void *
+#else
+#define OB_CLASS_DATA void *
+#endif
+
+/* A property array: const, and without an end marker, since 10.0. */
+#if QEMU_VERSION_MAJOR >= 10
+#define OB_PROPERTIES static const Property
+#define OB_PROPERTIES_END
+#else
+#define OB_PROPERTIES     static Property
+#define OB_PROPERTIES_END DEFINE_PROP_END_OF_LIST()
+#endif
+
+static inline void obq_class_set_reset(DeviceClass *dc, void (*reset)(DeviceState *))
+{
+#if QEMU_VERSION_MAJOR >= 10
+    device_class_set_legacy_reset(dc, reset);
+#else
+    dc->reset = reset;
+#endif
+}
+
+/* On failure *reason is freed and NULL. */
+static inline int obq_block_migration(Error **reason, Error **errp)
+{
+#if QEMU_VERSION_MAJOR >= 9
+    return migrate_add_blocker(reason, errp);
+#else
+    int rc = migrate_add_blocker(*reason, errp);
+
+    if (rc < 0) {
+        error_free(*reason);
+        *reason = NULL;
+    }
+    return rc;
+#endif
+}
+
+static inline void obq_unblock_migration(Error **reason)
+{
+#if QEMU_VERSION_MAJOR >= 9
+    migrate_del_blocker(reason);
+#else
+    if (*reason) {
+        migrate_del_blocker(*reason);
+        error_free(*reason);
+        *reason = NULL;
+    }
+#endif
+}
+
+/* Where a RAM block starts in its file. */
+static inline uint64_t obq_ram_fd_offset(RAMBlock *block)
+{
+#if QEMU_VERSION_MAJOR >= 11
+    return qemu_ram_get_fd_offset(block);
+#elif QEMU_VERSION_MAJOR >= 9
+    return block->fd_offset;
+#else
+    return 0;
+#endif
+}
+
+/* Allocates a KVM route for what the device's MSI or MSI-X vector says; negative: none left. */
+static inline int obq_kvm_add_msi_route(PCIDevice *pdev, int vector)
+{
+#if QEMU_VERSION_MAJOR >= 11
+    AccelRouteChange change = accel_irqchip_begin_route_changes();
+    int virq = accel_irqchip_add_msi_route(&change, vector, pdev);
+
+    accel_irqchip_commit_route_changes(&change);
+#else
+    KVMRouteChange change = kvm_irqchip_begin_route_changes(kvm_state);
+    int virq = kvm_irqchip_add_msi_route(&change, vector, pdev);
+
+    kvm_irqchip_commit_route_changes(&change);
+#endif
+    return virq;
+}
+
+/* Accesses of several vCPUs may be inside the region at once (it waits without the big lock). */
+static inline void obq_region_allow_concurrent(MemoryRegion *mr)
+{
+    mr->disable_reentrancy_guard = true;
+}
+
+#endif

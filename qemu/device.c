@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The device type: properties, plugging in, resetting, unplugging. */
+#include "device.h"
+
+/* Also undoes a realize that failed half way, so it asks nothing about how far that came. The
+ * connection ends first of the parts that others use: from then on nothing is sent or received. */
+static void obq_pci_teardown(ObPci *d)
+{
+    obq_unblock_migration(&d->migration_blocker);
+    obq_irq_fini(d);
+    obq_link_fini(d);
+    obq_memory_fini(d);
+    obq_caps_fini(d);
+    obq_bars_fini(d);
+}
+
+static bool block_migration(ObPci *d, Error **errp)
+{
+    error_setg(&d->migration_blocker,
+               TYPE_OB_PCI " (%s): migration and snapshots are not supported: "
+                           "the device's state is in the server's process",
+               d->link.name);
+    return obq_block_migration(&d->migration_blocker, errp) >= 0;
+}
+
+static bool obq_pci_setup(ObPci *d, Error **errp)
+{
+    if (!obq_socket_settle(d, errp) || !obq_link_init(d, errp) || !block_migration(d, errp) ||
+        !obq_config_init(d, errp) || !obq_bars_init(d, errp)) {
+        return false;
+    }
+    obq_caps_init(d);
+    if (!obq_rom_init(d, errp) || !obq_memory_init(d, errp)) {
+        return false;
+    }
+    obq_irq_init(d);
+    return true;
+}
+
+static void obq_pci_realize(PCIDevice *pdev, Error **errp)
+{
+    ObPci *d = OB_PCI(pdev);
+
+    if (!obq_pci_setup(d, errp)) {
+        obq_pci_teardown(d);
+    }
+}
+
+static void obq_pci_exit(PCIDevice *pdev)
+{
+    obq_pci_teardown(OB_PCI(pdev));
+}
+
+/*
+ * The device is quiet before the server resets it: no interrupt armed, no bus mastering. QEMU's
+ * core clears what it keeps (command, BARs, MSI) afterwards.
+ */
+static void obq_pci_reset(DeviceState *dev)
+{
+    ObPci *d = OB_PCI(dev);
+    int rc;
+
+    if (!obq_link_alive(d)) {
+        return;
+    }
+    obq_irq_stop(d);
+    if (!d->flr) {
+        obq_config_quiesce(d);
+        if (d->info.flags & OB_DEVICE_RESET) {
+            rc = ob_client_reset(d->link.client);
+            if (rc < 0 && obq_link_alive(d)) {
+                char text[128];
+
+                obq_link_complain(d, "reset failed: %s", ob_strerror(rc, text, sizeof(text)));
+            }
+        }
+    }
+    obq_irq_start_intx(d);
+}
+
+static bool get_connected(Object *obj, Error **errp)
+{
+    return obq_link_alive(OB_PCI(obj));
+}
+
+static char *get_last_error(Object *obj, Error **errp)
+{
+    ObPci *d = OB_PCI(obj);
+    const char *why = d->link.client ? ob_client_error(d->link.client) : NULL;
+
+    return g_strdup(why ? why : "");
+}
+
+OB_PROPERTIES obq_pci_properties[] = {
+    DEFINE_PROP_UINT32("x-msg-timeout", ObPci, timeout_ms, 5000),
+    DEFINE_PROP_BOOL("x-send-queued", ObPci, send_queued, false),
+    DEFINE_PROP_BOOL("x-no-posted-writes", ObPci, no_posted_writes, false),
+    DEFINE_PROP_BOOL("x-mmap-unsealed", ObPci, mmap_unsealed, false),
+    DEFINE_PROP_UINT32("x-intx-mmap-timeout-ms", ObPci, intx_mmap_timeout_ms, 1100),
+    DEFINE_PROP_UINT32("x-pci-vendor-id", ObPci, vendor_id, OB_ID_ANY),
+    DEFINE_PROP_UINT32("x-pci-device-id", ObPci, device_id, OB_ID_ANY),
+    DEFINE_PROP_UINT32("x-pci-sub-vendor-id", ObPci, sub_vendor_id, OB_ID_ANY),
+    DEFINE_PROP_UINT32("x-pci-sub-device-id", ObPci, sub_device_id, OB_ID_ANY),
+    DEFINE_PROP_UINT32("x-pci-class-code", ObPci, class_code, OB_ID_ANY),
+    OB_PROPERTIES_END
+};
+
+static const VMStateDescription obq_pci_vmstate = {
+    .name = TYPE_OB_PCI,
+    .unmigratable = 1,
+};
+
+static void obq_pci_class_init(ObjectClass *klass, OB_CLASS_DATA data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+    PCIDeviceClass *pc = PCI_DEVICE_CLASS(klass);
+
+    dc->desc = "PCI device of another process (vfio-user), by Outboard";
+    dc->vmsd = &obq_pci_vmstate;
+    obq_class_set_reset(dc, obq_pci_reset);
+    device_class_set_props(dc, obq_pci_properties);
+    set_bit(DEVICE_CATEGORY_MISC, dc->categories);
+    pc->realize = obq_pci_realize;
+    pc->exit = obq_pci_exit;
+    pc->config_read = obq_config_read;
+    pc->config_write = obq_config_write;
+    obq_socket_class_init(klass);
+    object_class_property_add_bool(klass, "connected", get_connected, NULL);
+    object_class_property_add_str(klass, "last-error", get_last_error, NULL);
+}
+
+static void obq_pci_instance_init(Object *obj)
+{
+    ObPci *d = OB_PCI(obj);
+
+    /* Config space gets its size before realize, where the server is asked what it is. */
+    PCI_DEVICE(obj)->cap_present |= QEMU_PCI_CAP_EXPRESS;
+    qemu_mutex_init(&d->link.lock);
+    qemu_cond_init(&d->link.idle);
+    device_add_bootindex_property(obj, &d->bootindex, "bootindex", NULL, DEVICE(obj));
+}
+
+static void obq_pci_instance_finalize(Object *obj)
+{
+    ObPci *d = OB_PCI(obj);
+
+    obq_bars_free(d);
+    qapi_free_SocketAddress(d->socket);
+    g_free(d->socket_type);
+    g_free(d->socket_path);
+    qemu_cond_destroy(&d->link.idle);
+    qemu_mutex_destroy(&d->link.lock);
+}
+
+static const TypeInfo obq_pci_type = {
+    .name = TYPE_OB_PCI,
+    .parent = TYPE_PCI_DEVICE,
+    .instance_size = sizeof(ObPci),
+    .instance_init = obq_pci_instance_init,
+    .instance_finalize = obq_pci_instance_finalize,
+    .class_init = obq_pci_class_init,
+    .interfaces =
+        (InterfaceInfo[]){ { INTERFACE_PCIE_DEVICE }, { INTERFACE_CONVENTIONAL_PCI_DEVICE }, {} },
+};
+
+void obq_pci_register(void)
+{
+    type_register_static(&obq_pci_type);
+}

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * vfio-user-pci: what its files share. One ObPci is one device of one server.
+ *
+ * Threads. Everything runs under QEMU's big lock (BQL), except where a vCPU waits for the server
+ * (link.c drops it there) and except the client library's callbacks (dma.c, link.c), which run in
+ * whichever thread receives.
+ *
+ * Names. Functions are obq_*, because the library linked in here has all of ob_*.
+ *
+ * Lifetime. Every ob_*_fini() may be called whatever of its ob_*_init() was done, also when
+ * nothing was, so that exit and each failure of realize are one path: obq_pci_teardown().
+ */
+#ifndef OUTBOARD_QEMU_DEVICE_H
+#define OUTBOARD_QEMU_DEVICE_H
+
+#include "compat.h"
+
+#include "outboard/client.h"
+#include "qapi/qapi-types-sockets.h"
+
+#define TYPE_OB_PCI "vfio-user-pci"
+OBJECT_DECLARE_SIMPLE_TYPE(ObPci, OB_PCI)
+
+#define OB_BARS        6
+#define OB_CONFIG_SIZE 4096 /* of an express device */
+
+/* A part of a BAR that the guest reaches without a message. */
+typedef struct ObBarMap {
+    MemoryRegion mr;
+    void *ptr;
+    uint64_t size;
+} ObBarMap;
+
+typedef struct ObBar {
+    ObPci *d;
+    unsigned index;
+    uint64_t size;   /* 0: there is no such BAR */
+    uint8_t type;    /* PCI_BASE_ADDRESS_* */
+    bool posted;     /* writes need no answer */
+    MemoryRegion mr; /* the BAR: trapped, below the maps and the MSI-X table */
+    MemoryRegion trapped;
+    ObBarMap *maps;
+    unsigned nmaps;
+} ObBar;
+
+/* One MSI or MSI-X vector while its interrupt is armed. */
+typedef struct ObVector {
+    EventNotifier notifier; /* what the server signals */
+    ObPci *d;
+    unsigned nr;
+    bool armed;     /* notifier exists */
+    int virq;       /* KVM route, or -1 */
+    MSIMessage msg; /* what the route says */
+    bool irqfd;     /* KVM takes the notifier's signals; else our handler does */
+} ObVector;
+
+typedef enum ObIrqMode { OB_MODE_NONE, OB_MODE_INTX, OB_MODE_MSI, OB_MODE_MSIX } ObIrqMode;
+
+typedef struct ObIntx {
+    EventNotifier notifier; /* the server raised the line */
+    EventNotifier unmask;   /* with KVM: the guest's EOI */
+    bool armed;
+    bool pending;          /* asserted by us, waiting for the guest to have served it */
+    bool kvm;              /* KVM takes notifier and signals unmask */
+    bool unmask_by_server; /* the server listens on unmask by itself */
+    PCIINTxRoute route;
+    QEMUTimer *mmap_timer; /* maps come back when the line has been quiet */
+} ObIntx;
+
+/* Changes to the server's view of guest memory, collected between begin and commit. */
+typedef struct ObDma {
+    MemoryListener listener;
+    bool listening;
+    bool discard_disabled;
+    GArray *changes;   /* struct ob_dma_change */
+    Error *error;      /* the first failure while realizing */
+    int writes_queued; /* of the server to MMIO, on their way to the main loop */
+} ObDma;
+
+/* The connection; see link.c. */
+typedef struct ObLink {
+    struct ob_client *client; /* NULL: not connected yet, or torn down */
+    char *name;               /* of the server, for messages */
+    QEMUBH *lost_bh;
+    bool lost;              /* reported */
+    int64_t quiet_until_ms; /* no further error line before */
+    QemuMutex lock;
+    QemuCond idle;
+    unsigned waiting; /* threads inside the client without the BQL; under lock */
+} ObLink;
+
+struct ObPci {
+    PCIDevice parent_obj;
+
+    /* properties */
+    SocketAddress *socket;
+    char *socket_type, *socket_path; /* of the flat form socket.type=,socket.path= */
+    uint32_t timeout_ms;
+    bool send_queued;
+    bool no_posted_writes;
+    bool mmap_unsealed;
+    uint32_t vendor_id, device_id, sub_vendor_id, sub_device_id, class_code;
+    uint32_t intx_mmap_timeout_ms;
+    int32_t bootindex;
+
+    ObLink link;
+    struct ob_device_info info;
+    struct ob_irq_info irqs[OB_PCI_IRQS];
+    bool flr; /* the reset under way came from the guest's function-level reset */
+
+    /* config.c: for each byte of config space, the bits QEMU answers, and whether a write also
+     * goes to the server */
+    uint8_t emulated[OB_CONFIG_SIZE];
+    bool forward[OB_CONFIG_SIZE];
+    uint8_t server_config[OB_CONFIG_SIZE]; /* as read at realize */
+    uint32_t config_size;
+    uint8_t flr_offset, flr_bit; /* where the guest asks for a function-level reset; 0: nowhere */
+
+    ObBar bars[OB_BARS];
+    MemoryRegion rom;
+    bool maps_enabled;
+
+    ObIrqMode irq_mode;
+    ObIntx intx;
+    ObVector *vectors;
+    unsigned nvectors;
+    unsigned msix_table_bar, msix_pba_bar; /* of the capability laid out */
+    EventNotifier events[2];               /* ERR and REQ */
+    bool event_armed[2];
+
+    ObDma dma;
+    Error *migration_blocker;
+};
+
+#define OB_ID_ANY UINT32_MAX
+
+/* device.c */
+void obq_pci_register(void);
+
+/* socket.c: the property `socket` in its forms. */
+void obq_socket_class_init(ObjectClass *klass);
+/* Connects as `socket` says; 0 and d->link.client, or -1 and an error. */
+int obq_socket_connect(ObPci *d, const struct ob_client_options *opt, struct ob_client **out,
+                       Error **errp);
+bool obq_socket_settle(ObPci *d, Error **errp);
+char *obq_socket_name(const SocketAddress *addr);
+
+/* link.c */
+bool obq_link_init(ObPci *d, Error **errp);
+void obq_link_fini(ObPci *d);
+/* Accesses to a region. wait_unlocked: the BQL is dropped while waiting; only for a vCPU's own
+ * access, with nothing half done. Results as in client.h; -ENOTCONN after teardown. */
+int obq_link_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32_t count,
+                  bool wait_unlocked);
+int obq_link_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
+                   bool wait_unlocked);
+int obq_link_unmask_intx(ObPci *d, bool wait_unlocked);
+bool obq_link_alive(const ObPci *d);
+/* Ends the connection because of what the server did; BQL. */
+void obq_link_drop(ObPci *d, const char *why);
+/* "vfio-user-pci ID (NAME): ...", at most one line a few seconds. */
+void obq_link_complain(ObPci *d, const char *format, ...) G_GNUC_PRINTF(2, 3);
+/* The device's failure as an Error: what was tried, and why it failed. */
+void obq_link_error(ObPci *d, Error **errp, int rc, const char *what);
+
+/* config.c */
+bool obq_config_init(ObPci *d, Error **errp);
+uint32_t obq_config_read(PCIDevice *pdev, uint32_t addr, int len);
+void obq_config_write(PCIDevice *pdev, uint32_t addr, uint32_t val, int len);
+/* Clears the command register on the server's side. */
+void obq_config_quiesce(ObPci *d);
+
+/* caps.c: after the BARs */
+void obq_caps_init(ObPci *d);
+void obq_caps_fini(ObPci *d);
+
+/* bars.c */
+bool obq_bars_init(ObPci *d, Error **errp);
+void obq_bars_fini(ObPci *d);
+void obq_bars_free(ObPci *d);
+void obq_bars_set_mapped(ObPci *d, bool mapped);
+
+/* rom.c */
+bool obq_rom_init(ObPci *d, Error **errp);
+
+/* irq.c */
+void obq_irq_init(ObPci *d);
+void obq_irq_fini(ObPci *d);
+/* Follows what the guest enabled in config space: INTx, MSI or MSI-X. */
+void obq_irq_update(ObPci *d);
+void obq_irq_stop(ObPci *d);
+/* INTx, whatever config space still says: the state after a reset. */
+void obq_irq_start_intx(ObPci *d);
+
+/* irq_intx.c */
+void obq_intx_start(ObPci *d);
+void obq_intx_stop(ObPci *d);
+/* The guest touched a BAR: it may have served the interrupt. */
+void obq_intx_served(ObPci *d, bool wait_unlocked);
+void obq_intx_route_changed(PCIDevice *pdev);
+
+/* irq_msi.c */
+void obq_msi_start(ObPci *d, ObIrqMode mode);
+void obq_msi_stop(ObPci *d, ObIrqMode mode);
+/* MSI: masks or messages may have changed; MSI-X tells us by itself. */
+void obq_msi_update(ObPci *d);
+/* Takes in what the server has signalled, so that pending bits read now are true. */
+void obq_msi_poll(ObPci *d, unsigned start, unsigned end);
+
+/* memory.c */
+bool obq_memory_init(ObPci *d, Error **errp);
+void obq_memory_fini(ObPci *d);
+
+/* dma.c: the client's callbacks; opaque is the ObPci */
+int obq_dma_read_cb(void *opaque, uint64_t address, void *data, uint32_t count);
+int obq_dma_write_cb(void *opaque, uint64_t address, const void *data, uint32_t count);
+
+/* Whether the access under way is a vCPU's own, so that its wait may drop the BQL. */
+static inline bool obq_vcpu_access(MemTxAttrs attrs)
+{
+    return current_cpu && !attrs.unspecified && !attrs.requester_id;
+}
+
+#endif

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The server's DMA by message. The callbacks run in the thread that receives: with the BQL, or
+ * without it in a vCPU that waits for the server (link.c). A thread that holds the BQL may be
+ * waiting for that vCPU to receive its reply, so nothing here takes the BQL: RAM and ROM need none.
+ *
+ * A write to something else (a message-signalled interrupt, another device's register) is handed to
+ * the main loop and answered at once, as a posted write on a bus is; a read of something else is
+ * refused, as there is nobody who could be asked for the data.
+ */
+#include "device.h"
+
+#define POSTED_BYTES_MAX 8
+#define POSTED_MAX       256 /* on their way at a time */
+
+typedef struct PostedWrite {
+    ObPci *d;
+    uint64_t address;
+    uint8_t data[POSTED_BYTES_MAX];
+    uint32_t count;
+} PostedWrite;
+
+static MemTxAttrs dma_attrs(ObPci *d)
+{
+    return (MemTxAttrs){ .requester_id = pci_requester_id(PCI_DEVICE(d)) };
+}
+
+static int dma_errno(MemTxResult result)
+{
+    return result == MEMTX_OK ? 0 : result & MEMTX_DECODE_ERROR ? -ENODEV : -EFAULT;
+}
+
+static void posted_bh_cb(void *opaque)
+{
+    PostedWrite *w = opaque;
+    ObPci *d = w->d;
+
+    if (obq_link_alive(d)) {
+        address_space_write(pci_get_address_space(PCI_DEVICE(d)), w->address, dma_attrs(d), w->data,
+                            w->count);
+    }
+    qatomic_dec(&d->dma.writes_queued);
+    object_unref(OBJECT(d));
+    g_free(w);
+}
+
+static int post_write(ObPci *d, uint64_t address, const void *data, uint32_t count)
+{
+    PostedWrite *w;
+
+    if (count > POSTED_BYTES_MAX || qatomic_read(&d->dma.writes_queued) >= POSTED_MAX) {
+        return -EFAULT;
+    }
+    qatomic_inc(&d->dma.writes_queued);
+    object_ref(OBJECT(d));
+    w = g_new(PostedWrite, 1);
+    w->d = d;
+    w->address = address;
+    w->count = count;
+    memcpy(w->data, data, count);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), posted_bh_cb, w);
+    return 0;
+}
+
+/* One access, piece by piece as memory lies. The device's address space is empty while the guest
+ * has not enabled bus mastering. */
+static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bool is_write)
+{
+    AddressSpace *as = pci_get_address_space(PCI_DEVICE(d));
+    MemTxAttrs attrs = dma_attrs(d);
+    uint8_t *bytes = data;
+    int rc = 0;
+
+    if (address + count < address) {
+        return -EFAULT;
+    }
+    RCU_READ_LOCK_GUARD();
+    while (count && rc == 0) {
+        hwaddr len = count, xlat;
+        MemoryRegion *mr = address_space_translate(as, address, &xlat, &len, is_write, attrs);
+
+        len = MIN(len, count);
+        if (memory_access_is_direct(mr, is_write)) {
+            rc = dma_errno(address_space_rw(as, address, attrs, bytes, len, is_write));
+        } else if (is_write && memory_region_is_mapped(mr) && !memory_region_is_ram(mr)) {
+            rc = post_write(d, address, bytes, len);
+        } else {
+            rc = -EFAULT;
+        }
+        address += len;
+        bytes += len;
+        count -= len;
+    }
+    return rc;
+}
+
+int obq_dma_read_cb(void *opaque, uint64_t address, void *data, uint32_t count)
+{
+    return dma_access(opaque, address, data, count, false);
+}
+
+int obq_dma_write_cb(void *opaque, uint64_t address, const void *data, uint32_t count)
+{
+    return dma_access(opaque, address, (void *)data, count, true);
+}

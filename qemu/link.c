@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The connection to the server.
+ *
+ * Waiting without the BQL. A vCPU that accesses the device gives the BQL up while the server
+ * answers, so that other vCPUs, the monitor and other devices go on. Meanwhile the device may be
+ * unplugged: the access holds a reference to it, obq_link_fini() wakes it and waits until it has
+ * left the client, and whoever comes back asks obq_link_alive() before touching anything more.
+ * The main loop (reset, the monitor, qtest) keeps the BQL and waits for the deadline at most.
+ *
+ * Losing the server is noticed in any thread; all that follows is done by lost_bh_cb() in the
+ * main loop.
+ */
+#include "device.h"
+
+#define COMPLAIN_EVERY_MS 5000
+
+/* What an access that waits without the BQL must put back. */
+typedef struct Wait {
+    bool unlocked;
+    MemReentrancyGuard *guard;
+    bool engaged;
+} Wait;
+
+bool obq_link_alive(const ObPci *d)
+{
+    return d->link.client && ob_client_connected(d->link.client);
+}
+
+static void complain(ObPci *d, const char *text)
+{
+    const char *id = DEVICE(d)->id;
+
+    error_report(TYPE_OB_PCI "%s%s (%s): %s", id ? " " : "", id ? id : "", d->link.name, text);
+}
+
+void obq_link_complain(ObPci *d, const char *format, ...)
+{
+    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    va_list args;
+    char *text;
+
+    if (now_ms < d->link.quiet_until_ms) {
+        return;
+    }
+    d->link.quiet_until_ms = now_ms + COMPLAIN_EVERY_MS;
+    va_start(args, format);
+    text = g_strdup_vprintf(format, args);
+    va_end(args);
+    complain(d, text);
+    g_free(text);
+}
+
+void obq_link_error(ObPci *d, Error **errp, int rc, const char *what)
+{
+    const char *why = ob_client_error(d->link.client);
+    char text[128];
+
+    error_setg(errp, "%s: %s: %s", d->link.name, what,
+               why ? why : ob_strerror(rc, text, sizeof(text)));
+}
+
+static void unref_bh_cb(void *opaque)
+{
+    object_unref(OBJECT(opaque));
+}
+
+/*
+ * The host bridge's guard against re-entrance is engaged while a vCPU is inside a configuration
+ * access. It belongs to whoever holds the BQL, so it is put aside with the BQL: else the next
+ * vCPU's access to the configuration of any device would be refused.
+ */
+static struct ob_client *link_enter(ObPci *d, bool unlocked, Wait *wait)
+{
+    struct ob_client *client = d->link.client;
+
+    wait->unlocked = unlocked && client && OB_BQL_HELD();
+    if (!wait->unlocked) {
+        return client;
+    }
+    wait->guard = &pci_device_root_bus(PCI_DEVICE(d))->qbus.parent->mem_reentrancy_guard;
+    wait->engaged = wait->guard->engaged_in_io;
+    wait->guard->engaged_in_io = false;
+    object_ref(OBJECT(d));
+    qemu_mutex_lock(&d->link.lock);
+    d->link.waiting++;
+    qemu_mutex_unlock(&d->link.lock);
+    OB_BQL_UNLOCK();
+    return client;
+}
+
+static void link_leave(ObPci *d, Wait *wait)
+{
+    if (!wait->unlocked) {
+        return;
+    }
+    qemu_mutex_lock(&d->link.lock);
+    if (--d->link.waiting == 0) {
+        qemu_cond_signal(&d->link.idle);
+    }
+    qemu_mutex_unlock(&d->link.lock);
+    OB_BQL_LOCK();
+    wait->guard->engaged_in_io = wait->engaged;
+    if (d->link.client) {
+        object_unref(OBJECT(d));
+    } else {
+        /* Unplugged meanwhile: our callers still look at the device, so it goes after them. */
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), unref_bh_cb, d);
+    }
+}
+
+static int link_result(ObPci *d, int rc, const char *what, uint32_t region, uint64_t offset)
+{
+    if (rc == -ETIMEDOUT && d->link.client) {
+        obq_link_complain(d, "no answer within %" PRIu32 " ms to a %s of %s at 0x%" PRIx64,
+                          d->timeout_ms, what, ob_strregion(region), offset);
+    }
+    return rc;
+}
+
+int obq_link_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32_t count,
+                  bool wait_unlocked)
+{
+    Wait wait;
+    struct ob_client *client = link_enter(d, wait_unlocked, &wait);
+    int rc = client ? ob_client_region_read(client, region, offset, data, count) : -ENOTCONN;
+
+    link_leave(d, &wait);
+    return link_result(d, rc, "read", region, offset);
+}
+
+int obq_link_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
+                   bool wait_unlocked)
+{
+    Wait wait;
+    struct ob_client *client = link_enter(d, wait_unlocked, &wait);
+    int rc = client ? ob_client_region_write(client, region, offset, data, count) : -ENOTCONN;
+
+    link_leave(d, &wait);
+    return link_result(d, rc, "write", region, offset);
+}
+
+int obq_link_unmask_intx(ObPci *d, bool wait_unlocked)
+{
+    Wait wait;
+    struct ob_client *client = link_enter(d, wait_unlocked, &wait);
+    int rc = client ? ob_client_irq_mask(client, OB_PCI_IRQ_INTX, 0, false) : -ENOTCONN;
+
+    link_leave(d, &wait);
+    return rc;
+}
+
+static void ready_cb(void *opaque)
+{
+    ObPci *d = opaque;
+
+    ob_client_step(d->link.client); /* a failure comes as lost_cb() */
+}
+
+static void lost_bh_cb(void *opaque)
+{
+    ObPci *d = opaque;
+    char *text;
+
+    if (d->link.lost || !d->link.client) {
+        return;
+    }
+    d->link.lost = true;
+    qemu_set_fd_handler(ob_client_fd(d->link.client), NULL, NULL, NULL);
+    text = g_strdup_printf("lost the server: %s; the guest reads all-ones until the device is "
+                           "unplugged",
+                           ob_client_error(d->link.client));
+    complain(d, text);
+    g_free(text);
+    obq_bars_set_mapped(d, false);
+    obq_irq_stop(d);
+}
+
+static void lost_cb(void *opaque, const char *why)
+{
+    ObPci *d = opaque;
+
+    qemu_bh_schedule(d->link.lost_bh);
+}
+
+void obq_link_drop(ObPci *d, const char *why)
+{
+    ob_client_shutdown(d->link.client, why);
+    qemu_bh_schedule(d->link.lost_bh);
+}
+
+/* Asks what the device is. An IRQ index that the server does not want to talk about is absent. */
+static bool link_query(ObPci *d, Error **errp)
+{
+    int rc = ob_client_device_info(d->link.client, &d->info);
+
+    if (rc < 0) {
+        obq_link_error(d, errp, rc, "the server does not say what device it is");
+        return false;
+    }
+    if (!(d->info.flags & OB_DEVICE_PCI)) {
+        error_setg(errp, "%s: the device is not a PCI device", d->link.name);
+        return false;
+    }
+    if (d->info.num_regions <= OB_PCI_REGION_CONFIG) {
+        error_setg(errp,
+                   "%s: the device has %" PRIu32 " regions, and so no config space (region "
+                   "%d)",
+                   d->link.name, d->info.num_regions, OB_PCI_REGION_CONFIG);
+        return false;
+    }
+    for (unsigned i = 0; i < OB_PCI_IRQS && i < d->info.num_irqs; i++) {
+        struct ob_irq_info irq;
+
+        rc = ob_client_irq_info(d->link.client, i, &irq);
+        if (rc >= 0) {
+            d->irqs[i] = irq;
+            d->irqs[i].count = irq.flags & OB_IRQ_EVENTFD ? MIN(irq.count, OB_IRQ_VECTORS_MAX) : 0;
+        } else if (ob_err_class(rc) != OB_ERR_PEER) {
+            obq_link_error(d, errp, rc, "the server does not say what interrupts it has");
+            return false;
+        }
+    }
+    return true;
+}
+
+bool obq_link_init(ObPci *d, Error **errp)
+{
+    struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
+
+    if (d->timeout_ms == 0 || d->timeout_ms > INT_MAX) {
+        error_setg(errp, "x-msg-timeout is %" PRIu32 ": it is milliseconds, at least 1",
+                   d->timeout_ms);
+        return false;
+    }
+    opt.timeout_ms = d->timeout_ms;
+    opt.dma_read = obq_dma_read_cb;
+    opt.dma_write = obq_dma_write_cb;
+    opt.lost = lost_cb;
+    opt.opaque = d;
+
+    d->link.lost = false;
+    d->link.name = obq_socket_name(d->socket);
+    d->link.lost_bh = qemu_bh_new(lost_bh_cb, d);
+    memset(d->irqs, 0, sizeof(d->irqs));
+    if (obq_socket_connect(d, &opt, &d->link.client, errp) < 0) {
+        return false;
+    }
+    qemu_set_fd_handler(ob_client_fd(d->link.client), ready_cb, NULL, d);
+    return link_query(d, errp);
+}
+
+void obq_link_fini(ObPci *d)
+{
+    struct ob_client *client = d->link.client;
+
+    if (client) {
+        d->link.client = NULL;
+        qemu_set_fd_handler(ob_client_fd(client), NULL, NULL, NULL);
+        ob_client_shutdown(client, "the device was unplugged");
+        qemu_mutex_lock(&d->link.lock);
+        while (d->link.waiting) {
+            qemu_cond_wait(&d->link.idle, &d->link.lock);
+        }
+        qemu_mutex_unlock(&d->link.lock);
+        ob_client_free(client);
+    }
+    if (d->link.lost_bh) {
+        qemu_bh_delete(d->link.lost_bh);
+        d->link.lost_bh = NULL;
+    }
+    g_free(d->link.name);
+    d->link.name = NULL;
+}
