@@ -216,7 +216,7 @@ static int negotiation_failed(const struct ob_client *c, int rc, char *errbuf, s
                       "the server refused the connection: it is in use by another client");
     if (ob_err_class(rc) == OB_ERR_PEER)
         return refuse(errbuf, size, rc, "the server refused the connection: %s",
-                      strerrordesc_np(ob_peer_errno(rc)));
+                      ob_errno_text(ob_peer_errno(rc)));
     if (rc == -ENOTCONN && c->dead)
         return refuse(errbuf, size, rc,
                       "%s while connecting; is it a vfio-user server, and free for a client?",
@@ -264,7 +264,8 @@ static int connect_on(int fd, const struct ob_client_options *opt, int64_t deadl
     int rc = new_client(fd, opt, &c);
 
     if (rc < 0)
-        return refuse(errbuf, errbuf_size, rc, "cannot set up the connection: %s", strerror(-rc));
+        return refuse(errbuf, errbuf_size, rc, "cannot set up the connection: %s",
+                      ob_errno_text(-rc));
     rc = negotiate(c, deadline_ns, errbuf, errbuf_size);
     if (rc < 0)
         ob_client_free(c);
@@ -299,7 +300,7 @@ static int connect_failed(const char *path, int rc, char *errbuf, size_t size)
                       "another client",
                       path);
     default:
-        return refuse(errbuf, size, rc, "cannot connect to %s: %s", path, strerror(-rc));
+        return refuse(errbuf, size, rc, "cannot connect to %s: %s", path, ob_errno_text(-rc));
     }
 }
 

@@ -30,8 +30,7 @@ int ob_peer_errno(int rc)
     return ob_err_class(rc) == OB_ERR_PEER ? -(rc + ERRNO_END) : 0;
 }
 
-/* Like strerror(), but safe in threads. */
-static const char *describe(int error)
+const char *ob_errno_text(int error)
 {
     const char *text = strerrordesc_np(error);
 
@@ -41,7 +40,7 @@ static const char *describe(int error)
 const char *ob_strerror(int rc, char *buf, size_t size)
 {
     if (ob_err_class(rc) == OB_ERR_PEER)
-        snprintf(buf, size, "the server answered: %s", describe(ob_peer_errno(rc)));
+        snprintf(buf, size, "the server answered: %s", ob_errno_text(ob_peer_errno(rc)));
     else if (rc == -ENOTCONN)
         snprintf(buf, size, "the connection to the server is lost");
     else if (rc == -ETIMEDOUT)
@@ -49,6 +48,6 @@ const char *ob_strerror(int rc, char *buf, size_t size)
     else if (rc >= 0)
         snprintf(buf, size, "no error");
     else
-        snprintf(buf, size, "%s", describe(-rc));
+        snprintf(buf, size, "%s", ob_errno_text(-rc));
     return buf;
 }

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* The clients whose callbacks this thread is inside of, innermost first: serving one client can
  * make the embedder call another one, whose server wants DMA in turn. */
@@ -115,7 +114,8 @@ void ob_client_serve(struct ob_client *c, struct ob_msg *msg)
         if (rc == -ENOBUFS)
             ob_client_die_locked(c, "the server does not take the answers to its DMA requests");
         else if (rc < 0)
-            ob_client_die_locked(c, "cannot answer the server's DMA request: %s", strerror(-rc));
+            ob_client_die_locked(c, "cannot answer the server's DMA request: %s",
+                                 ob_errno_text(-rc));
         ob_client_unlock(c);
     }
     free(data);

@@ -165,5 +165,7 @@ bool ob_client_in_callback(const struct ob_client *c);
 
 /* The result for an error reply that carries error_no. */
 int ob_peer_error(uint32_t error_no);
+/* What an errno means; never NULL, static storage. */
+const char *ob_errno_text(int error);
 
 #endif

@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <time.h>
 
@@ -36,7 +35,7 @@ static void flush_locked(struct ob_client *c)
     int rc = c->dead ? 0 : ob_channel_flush(&c->channel);
 
     if (rc < 0)
-        ob_client_die_locked(c, "the connection broke while sending: %s", strerror(-rc));
+        ob_client_die_locked(c, "the connection broke while sending: %s", ob_errno_text(-rc));
     ob_client_want_output_locked(c);
 }
 
@@ -63,7 +62,7 @@ static void receive_failed(struct ob_client *c, int rc, bool torn)
     else if (rc == -EPROTO)
         ob_client_die(c, "the server sent a message that claims to be shorter than its header");
     else
-        ob_client_die(c, "the connection broke while receiving: %s", strerror(-rc));
+        ob_client_die(c, "the connection broke while receiving: %s", ob_errno_text(-rc));
 }
 
 /* Takes one message from the socket, if a whole one is there, and handles it. Called with the

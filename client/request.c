@@ -105,8 +105,8 @@ void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg)
                                  "the server sent a reply (%s, id %u) that belongs to no request",
                                  ob_strcmd(msg->hdr.cmd), msg->hdr.msg_id);
     } else if (msg->hdr.cmd != req->cmd) {
-        ob_client_die_locked(c, "the server answered %s with a reply to %s", ob_strcmd(req->cmd),
-                             ob_strcmd(msg->hdr.cmd));
+        ob_client_die_locked(c, "the server answered %s with a reply to %s (%u)",
+                             ob_strcmd(req->cmd), ob_strcmd(msg->hdr.cmd), msg->hdr.cmd);
     } else if ((reason = ob_check_reply(&msg->hdr, req->cmd)) != OB_OK) {
         ob_client_die_locked(c, "the server sent a bad reply to %s (%u bytes, flags 0x%x): %s",
                              ob_strcmd(req->cmd), msg->hdr.msg_size, msg->hdr.flags,
@@ -142,7 +142,8 @@ int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const st
                                             : 0,
                           body->fds, body->nfds);
     if (rc < 0 && !is_local_failure(rc))
-        return ob_client_die_locked(c, "the connection broke while sending: %s", strerror(-rc));
+        return ob_client_die_locked(c, "the connection broke while sending: %s",
+                                    ob_errno_text(-rc));
     ob_client_want_output_locked(c);
     return rc;
 }

@@ -155,7 +155,7 @@ void peer_dma(struct peer *peer, uint16_t id, uint16_t cmd, uint64_t address, ui
 {
     struct ob_wire_hdr hdr = { .msg_id = id, .cmd = cmd, .flags = OB_HDR_COMMAND | flags };
     struct ob_wire_dma_access access = { address, count };
-    uint8_t *payload = malloc(sizeof(access) + count);
+    uint8_t *payload = malloc(sizeof(access) + (data ? count : 0));
 
     CHECK(payload != NULL);
     memcpy(payload, &access, sizeof(access));

@@ -93,7 +93,7 @@ TEST(batch_timeout, "a-hanging-server-costs-a-batch-one-timeout")
 
     for (unsigned i = 0; i < 1000; i++)
         changes[i] = (struct ob_dma_change){ .address = 4096 * i, .size = 4096, .fd = -1 };
-    opt.timeout_ms = 200;
+    opt.timeout_ms = 400;
     peer_start(&peer, never_answer, &opt);
     int64_t start = test_now_ms();
     CHECK_INT(ob_client_dma_apply(peer.client, changes, 1000), -ETIMEDOUT);
@@ -483,7 +483,7 @@ TEST(endless_flood, "an-endless-flood-does-not-outlast-the-deadline")
     struct peer peer = { 0 };
     uint8_t value[4];
 
-    opt.timeout_ms = 300;
+    opt.timeout_ms = 400;
     peer_start(&peer, flood_until_closed, &opt);
     int64_t start = test_now_ms();
     CHECK_INT(ob_client_region_read(peer.client, 0, 0, value, 4), -ETIMEDOUT);
@@ -513,7 +513,7 @@ TEST(answers_not_taken, "a-server-that-takes-no-answers-is-cut-off")
     struct peer peer = { 0 };
     uint8_t value[4];
 
-    opt.timeout_ms = 20000;
+    opt.timeout_ms = 40000;
     peer_start(&peer, take_no_answers, &opt);
     CHECK_INT(ob_client_region_read(peer.client, 0, 0, value, 4), -ENOTCONN);
     CHECK_STR(ob_client_error(peer.client),
