@@ -80,10 +80,12 @@ static int64_t check_reply(struct ob_session *session, const struct ob_msg *msg,
 
         return err == 0 || err > 4095 ? -EIO : -(int64_t)err;
     }
-    memcpy(&access, msg->payload, msg->len < fixed ? msg->len : fixed);
-    if (msg->len >= old && access.count <= asked &&
-        (cmd == OB_CMD_DMA_READ ? msg->len == fixed + access.count : msg->len <= fixed))
-        return (int64_t)access.count;
+    if (msg->len >= old) {
+        memcpy(&access, msg->payload, msg->len < fixed ? msg->len : fixed);
+        if (access.count <= asked &&
+            (cmd == OB_CMD_DMA_READ ? msg->len == fixed + access.count : msg->len <= fixed))
+            return (int64_t)access.count;
+    }
     ob_log(session->server, OB_LOG_ERROR,
            "%s: the client's answer does not fit (QEMU's own device before 11.1 cannot do DMA by "
            "message: give the guest shared memory)",

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define CAP_HEADER  2 /* bytes: id and link */
 #define PM_SIZE     8
 #define PCIE_SIZE   0x3c
 #define MSI_SIZE    24
@@ -73,12 +74,12 @@ int ob_pci_add_cap(struct ob_server *server, uint8_t id, const void *body, size_
 {
     uint8_t cap[256] = { 0 }, mask[256] = { 0 };
 
-    if (len > sizeof(cap) - PCI_CAP_SIZEOF)
+    if (len > sizeof(cap) - CAP_HEADER)
         return -ENOSPC;
-    memcpy(cap + PCI_CAP_SIZEOF, body, len);
+    memcpy(cap + CAP_HEADER, body, len);
     if (writable)
-        memcpy(mask + PCI_CAP_SIZEOF, writable, len);
-    return add_cap(server, id, cap, mask, PCI_CAP_SIZEOF + len);
+        memcpy(mask + CAP_HEADER, writable, len);
+    return add_cap(server, id, cap, mask, CAP_HEADER + len);
 }
 
 /* D0 and D3hot; no reset on the way back. */

@@ -121,7 +121,8 @@ static int access_memory(struct ob_region_slot *slot, uint64_t offset, void *dat
     uint8_t *at;
 
     if (!slot->memory) {
-        void *memory = mmap(NULL, slot->layout.size, PROT_READ | PROT_WRITE, MAP_SHARED, slot->fd,
+        int prot = PROT_READ | (slot->layout.flags & OB_REGION_WRITE ? PROT_WRITE : 0);
+        void *memory = mmap(NULL, slot->layout.size, prot, MAP_SHARED, slot->fd,
                             (off_t)slot->layout.fd_offset);
 
         if (memory == MAP_FAILED)

@@ -43,7 +43,8 @@ struct ob_server_ops {
 
 /* ops is copied. Returns NULL without memory or file descriptors (errno says). Since 0.1. */
 struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque);
-/* Drops the client, removes the socket file if it was created here, frees everything. */
+/* Drops the client, removes the socket file if it was created here, frees everything. Every
+ * ob_dma_ref has been put, no callback is under way. NULL is allowed. */
 void ob_server_free(struct ob_server *server);
 
 /* ---- Offering it -------------------------------------------------------------------------- */
@@ -91,7 +92,8 @@ typedef int (*ob_region_access_cb)(void *opaque, uint64_t offset, void *data, ui
 struct ob_region {
     uint64_t size;
     uint32_t flags; /* OB_REGION_READ | WRITE | MMAP */
-    /* NULL: the region is the memory of its fd, and the library serves accesses by message. */
+    /* NULL: the region is the memory of its fd, and the library serves accesses by message;
+     * without MMAP it reads as zeros, but where ob_pci_add_msix() put something. */
     ob_region_access_cb access;
     void *opaque;
     int fd;             /* with MMAP: what the client maps; borrowed for the server's life */
