@@ -30,7 +30,9 @@ bench: all          ## measure, side by side with the socket's own floor
 	@bench/run
 
 install: all        ## install under PREFIX (default /usr/local)
-	@DESTDIR=$(DESTDIR) $(MESON) install -C $(BUILD) --no-rebuild --quiet
+	@$(if $(filter file,$(origin PREFIX)),,$(MESON) configure $(BUILD) -Dprefix=$(PREFIX) && \
+	    ninja -C $(BUILD) --quiet >/dev/null &&) \
+	    DESTDIR=$(DESTDIR) $(MESON) install -C $(BUILD) --no-rebuild --quiet
 
 clean:              ## remove build/
 	rm -rf $(BUILD) $(BUILD)-*
