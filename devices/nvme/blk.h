@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Where the blocks are: a file or block device (io_uring or threads), memory, or nothing at all.
+ *
+ * Threads. Everything here is called from one thread, and done() runs only inside ops->poll():
+ * submitting never completes anything, so a caller is never re-entered.
+ */
+#ifndef OB_NVME_BLK_H
+#define OB_NVME_BLK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+enum blk_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_ZERO, BLK_DISCARD };
+
+/* What a request of a file does next; see blk_file.c. */
+enum blk_stage { STAGE_IO, STAGE_PUNCH, STAGE_ZERO_RANGE, STAGE_FILL, STAGE_SYNC };
+
+struct blk_req {
+    enum blk_op op;
+    bool durable;         /* WRITE, ZERO, DISCARD: done means on stable storage */
+    bool punch;           /* ZERO: the range may be deallocated */
+    uint64_t offset, len; /* inside the image */
+    struct iovec *iov;    /* READ, WRITE: len bytes; the backend changes it */
+    unsigned niov;
+    void (*done)(struct blk_req *req, int rc); /* 0 or a negative errno */
+    /* the backend's */
+    struct blk_req *next;
+    enum blk_stage stage;
+    struct iovec fill;
+    int rc;
+};
+
+struct blk;
+
+struct blk_ops {
+    void (*submit)(struct blk *blk, struct blk_req *req);
+    /* Starts what was submitted and calls done() for what has finished. Whether there was any. */
+    bool (*poll)(struct blk *blk);
+    /* Whether event_fd shall tell of completions. When switched on: whether poll() has something
+     * to do right now, of which event_fd may say nothing. */
+    bool (*arm)(struct blk *blk, bool on);
+    /* Nothing may be in flight. */
+    void (*free)(struct blk *blk);
+};
+
+struct blk {
+    const struct blk_ops *ops;
+    uint64_t size;  /* bytes */
+    uint32_t grain; /* bytes; the file system's block, a hint */
+    bool read_only;
+    bool can_punch;      /* DISCARD frees space and leaves zeroes; else it does nothing */
+    int event_fd;        /* -1: poll() never leaves anything unfinished */
+    char about[32];      /* for people: "io_uring" */
+    char identity[4096]; /* the same for the same image; empty: there never is the same again */
+};
+
+enum blk_aio { BLK_AIO_AUTO, BLK_AIO_URING, BLK_AIO_THREADS };
+
+/* Opens and locks image. 0; or a negative errno and a sentence in errbuf. */
+int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **out, char *errbuf,
+             size_t errbuf_size);
+
+/* A number with one of the suffixes K, M, G, T (powers of 1024). 0 or -EINVAL. */
+int blk_parse_size(const char *text, uint64_t *out);
+
+/* A list in order of arrival. */
+struct blk_fifo {
+    struct blk_req *first, *last;
+};
+
+static inline void blk_fifo_push(struct blk_fifo *fifo, struct blk_req *req)
+{
+    req->next = NULL;
+    if (fifo->first)
+        fifo->last->next = req;
+    else
+        fifo->first = req;
+    fifo->last = req;
+}
+
+static inline struct blk_req *blk_fifo_pop(struct blk_fifo *fifo)
+{
+    struct blk_req *req = fifo->first;
+
+    if (req)
+        fifo->first = req->next;
+    return req;
+}
+
+/* ---- blk_file.c: what all backends with a file descriptor share --------------------------- */
+
+/* Puts a request at its first stage. False: it is finished already, with req->rc. */
+bool blk_stage_begin(const struct blk *blk, struct blk_req *req);
+/* Takes the result of the stage just done (bytes or a negative errno). The same return. */
+bool blk_stage_next(struct blk_req *req, int64_t res);
+/* Does the request's stage with a system call. */
+int64_t blk_stage_run(int fd, const struct blk_req *req);
+/* fallocate()'s mode of a PUNCH or ZERO_RANGE stage. */
+int blk_stage_fallocate_mode(const struct blk_req *req);
+
+/* Each copies *base and takes fd when it succeeds. 0 or a negative errno. */
+int blk_uring_new(const struct blk *base, int fd, struct blk **out);
+int blk_threads_new(const struct blk *base, int fd, struct blk **out);
+/* Does everything in poll(). discard: writes go nowhere, fd reads as zeroes (null:). */
+int blk_sync_new(const struct blk *base, int fd, bool discard, struct blk **out);
+
+#endif

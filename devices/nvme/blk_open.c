@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * IMAGE on the command line becomes a struct blk: opened, locked, measured.
+ *
+ * The lock is one of the open file description over the whole file, shared by read-only servers;
+ * QEMU's own image locks conflict with it in the way one would wish. A block device is also opened
+ * with O_EXCL, which refuses one that is mounted.
+ */
+#include "blk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+__attribute__((format(printf, 4, 5))) static int fail(char *errbuf, size_t size, int rc,
+                                                      const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(errbuf, size, fmt, ap);
+    va_end(ap);
+    return rc;
+}
+
+int blk_parse_size(const char *text, uint64_t *out)
+{
+    static const char suffixes[] = "KMGT";
+    unsigned shift = 0;
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9')
+        return -EINVAL;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno)
+        return -EINVAL;
+    if (*end) {
+        const char *suffix = strchr(suffixes, *end & ~0x20); /* either case */
+        if (!suffix || end[1])
+            return -EINVAL;
+        shift = 10 * (unsigned)(suffix - suffixes + 1);
+    }
+    if (value > (uint64_t)INT64_MAX >> shift)
+        return -EINVAL;
+    *out = value << shift;
+    return 0;
+}
+
+static int open_volatile(const char *image, bool read_only, struct blk **out, char *errbuf,
+                         size_t size)
+{
+    bool discard = strncmp(image, "null:", 5) == 0;
+    struct blk base = { .read_only = read_only, .grain = 4096, .can_punch = true };
+    const char *length = strchr(image, ':') + 1;
+    int fd, rc;
+
+    if (blk_parse_size(length, &base.size) < 0)
+        return fail(errbuf, size, -EINVAL, "'%s' is not a size: write it like 512M or 4G", length);
+    snprintf(base.about, sizeof(base.about), discard ? "discards all data" : "in memory");
+    fd = discard ? open("/dev/zero", O_RDWR | O_CLOEXEC) : memfd_create("nvme", MFD_CLOEXEC);
+    if (fd < 0 || (!discard && ftruncate(fd, (off_t)base.size) < 0))
+        rc = -errno;
+    else
+        rc = blk_sync_new(&base, fd, discard, out);
+    if (rc < 0) {
+        if (fd >= 0)
+            close(fd);
+        return fail(errbuf, size, rc, "%s: %s", image, strerror(-rc));
+    }
+    return 0;
+}
+
+static int open_file(const char *image, bool read_only, struct stat *st, char *errbuf, size_t size)
+{
+    int flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+    int fd, rc;
+
+    /* O_EXCL means "not in use" for a block device and nothing here for a file. */
+    if (stat(image, st) == 0 && S_ISBLK(st->st_mode) && !read_only)
+        flags |= O_EXCL;
+    fd = open(image, flags);
+    if (fd < 0) {
+        rc = -errno;
+        const char *hint = rc == -ENOENT  ? " (make one with: truncate -s 1G FILE)"
+                           : rc == -EBUSY ? " (is it mounted?)"
+                           : rc == -EACCES || rc == -EROFS
+                               ? (read_only ? "" : " (or serve it with --read-only)")
+                               : "";
+        return fail(errbuf, size, rc, "cannot open %s: %s%s", image, strerror(-rc), hint);
+    }
+    if (fstat(fd, st) == 0 && (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode)))
+        return fd;
+    close(fd);
+    return fail(errbuf, size, -EINVAL, "%s is neither a file nor a block device", image);
+}
+
+static int lock_file(int fd, const char *image, bool read_only, char *errbuf, size_t size)
+{
+    struct flock lock = { .l_type = read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+
+    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+        return 0;
+    if (errno == EAGAIN || errno == EACCES)
+        return fail(errbuf, size, -EBUSY,
+                    "%s is in use by another process (end that server or virtual machine first%s)",
+                    image, read_only ? "" : "; several can share it only with --read-only");
+    return fail(errbuf, size, -errno, "cannot lock %s: %s", image, strerror(errno));
+}
+
+/* Whether holes can be punched, found out where there is nothing to lose: past the end. */
+static bool probe_punch(int fd, const struct blk *blk, bool is_block)
+{
+    int rc = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                       (off_t)((blk->size + (1u << 20)) & ~(uint64_t)4095), 4096);
+
+    /* A block device refuses any range past its end, but only after it knows the mode. */
+    return rc == 0 || (is_block && errno == EINVAL);
+}
+
+static int measure(int fd, const char *image, const struct stat *st, struct blk *blk, char *errbuf,
+                   size_t size)
+{
+    bool is_block = S_ISBLK(st->st_mode);
+
+    blk->size = (uint64_t)st->st_size;
+    blk->grain = 4096;
+    if (is_block && ioctl(fd, BLKGETSIZE64, &blk->size) < 0)
+        return fail(errbuf, size, -errno, "cannot get the size of %s: %s", image, strerror(errno));
+    if (!is_block && st->st_blksize >= 512 && st->st_blksize <= 65536)
+        blk->grain = (uint32_t)st->st_blksize;
+    blk->can_punch = !blk->read_only && probe_punch(fd, blk, is_block);
+    if (!realpath(image, blk->identity))
+        return fail(errbuf, size, -errno, "%s: %s", image, strerror(errno));
+    return 0;
+}
+
+static int attach_aio(struct blk *base, int fd, enum blk_aio aio, struct blk **out, char *errbuf,
+                      size_t size)
+{
+    int rc;
+
+    snprintf(base->about, sizeof(base->about), "io_uring");
+    rc = aio == BLK_AIO_THREADS ? -ENOSYS : blk_uring_new(base, fd, out);
+    if (rc == 0)
+        return 0;
+    if (aio == BLK_AIO_URING)
+        return fail(errbuf, size, rc, "io_uring does not work here: %s (leave --aio=uring out)",
+                    strerror(-rc));
+    snprintf(base->about, sizeof(base->about), "threads");
+    rc = blk_threads_new(base, fd, out);
+    return rc == 0 ? 0 : fail(errbuf, size, rc, "cannot start threads: %s", strerror(-rc));
+}
+
+int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **out, char *errbuf,
+             size_t errbuf_size)
+{
+    struct blk base = { .read_only = read_only };
+    struct stat st;
+    int fd, rc;
+
+    _Static_assert(sizeof(base.identity) >= PATH_MAX, "realpath() fits");
+    if (strncmp(image, "mem:", 4) == 0 || strncmp(image, "null:", 5) == 0)
+        return open_volatile(image, read_only, out, errbuf, errbuf_size);
+    fd = open_file(image, read_only, &st, errbuf, errbuf_size);
+    if (fd < 0)
+        return fd;
+    rc = lock_file(fd, image, read_only, errbuf, errbuf_size);
+    if (rc == 0)
+        rc = measure(fd, image, &st, &base, errbuf, errbuf_size);
+    if (rc == 0)
+        rc = attach_aio(&base, fd, aio, out, errbuf, errbuf_size);
+    if (rc < 0)
+        close(fd);
+    return rc;
+}

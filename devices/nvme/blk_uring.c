@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A file through io_uring: one io_uring_enter() for everything a poll() starts, completions read
+ * from the ring without a system call. While the controller polls anyway, the kernel is told not
+ * to write event_fd.
+ *
+ * Invariant: at most RING_ENTRIES requests are in the kernel (`busy`), the others wait in `todo`;
+ * so the completion ring, which is larger, cannot overflow.
+ */
+#include "blk.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define RING_ENTRIES 256u
+
+struct blk_uring {
+    struct blk base;
+    int fd;
+    struct io_uring ring;
+    unsigned busy;
+    struct blk_fifo todo;     /* to begin */
+    struct blk_fifo finished; /* without any operation */
+};
+
+static void uring_submit(struct blk *blk, struct blk_req *req)
+{
+    struct blk_uring *u = (struct blk_uring *)blk;
+
+    blk_fifo_push(blk_stage_begin(blk, req) ? &u->todo : &u->finished, req);
+}
+
+static void prepare(struct blk_uring *u, struct io_uring_sqe *sqe, struct blk_req *req)
+{
+    switch (req->stage) {
+    case STAGE_IO:
+        if (req->op == BLK_READ) {
+            io_uring_prep_readv(sqe, u->fd, req->iov, req->niov, req->offset);
+            break;
+        }
+        io_uring_prep_writev2(sqe, u->fd, req->iov, req->niov, req->offset,
+                              req->durable ? RWF_DSYNC : 0);
+        break;
+    case STAGE_FILL:
+        io_uring_prep_writev(sqe, u->fd, req->iov, req->niov, req->offset);
+        break;
+    case STAGE_PUNCH:
+    case STAGE_ZERO_RANGE:
+        io_uring_prep_fallocate(sqe, u->fd, blk_stage_fallocate_mode(req), (off_t)req->offset,
+                                (off_t)req->len);
+        break;
+    case STAGE_SYNC:
+        io_uring_prep_fsync(sqe, u->fd, IORING_FSYNC_DATASYNC);
+        break;
+    }
+    io_uring_sqe_set_data(sqe, req);
+}
+
+static bool start(struct blk_uring *u)
+{
+    struct io_uring_sqe *sqe;
+    bool any = false;
+
+    while (u->todo.first && u->busy < RING_ENTRIES && (sqe = io_uring_get_sqe(&u->ring))) {
+        prepare(u, sqe, blk_fifo_pop(&u->todo));
+        u->busy++;
+        any = true;
+    }
+    /* What the kernel does not take now (EAGAIN, EBUSY) stays in the ring for the next poll(). */
+    if (io_uring_sq_ready(&u->ring) > 0)
+        io_uring_submit(&u->ring);
+    return any;
+}
+
+static bool uring_poll(struct blk *blk)
+{
+    struct blk_uring *u = (struct blk_uring *)blk;
+    bool any = start(u);
+    struct io_uring_cqe *cqe;
+    struct blk_req *req;
+
+    for (unsigned left = RING_ENTRIES; left > 0; left--) {
+        if (io_uring_peek_cqe(&u->ring, &cqe) != 0)
+            break;
+        int res = cqe->res;
+        req = io_uring_cqe_get_data(cqe);
+        io_uring_cqe_seen(&u->ring, cqe);
+        u->busy--;
+        blk_fifo_push(blk_stage_next(req, res) ? &u->todo : &u->finished, req);
+        any = true;
+    }
+    struct blk_fifo work = u->finished;
+    u->finished.first = NULL;
+    while ((req = blk_fifo_pop(&work))) {
+        req->done(req, req->rc);
+        any = true;
+    }
+    return any;
+}
+
+static bool uring_arm(struct blk *blk, bool on)
+{
+    struct blk_uring *u = (struct blk_uring *)blk;
+
+    io_uring_cq_eventfd_toggle(&u->ring, on);
+    /* Either the kernel sees the flag or we see the completion. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return on && (io_uring_cq_ready(&u->ring) > 0 || io_uring_sq_ready(&u->ring) > 0 ||
+                  (u->todo.first && u->busy < RING_ENTRIES) || u->finished.first);
+}
+
+static void uring_free(struct blk *blk)
+{
+    struct blk_uring *u = (struct blk_uring *)blk;
+
+    io_uring_queue_exit(&u->ring);
+    close(u->base.event_fd);
+    close(u->fd);
+    free(u);
+}
+
+static const struct blk_ops uring_ops = {
+    .submit = uring_submit,
+    .poll = uring_poll,
+    .arm = uring_arm,
+    .free = uring_free,
+};
+
+static int open_ring(struct blk_uring *u)
+{
+    struct io_uring_params params = {
+        .flags = IORING_SETUP_CQSIZE,
+        .cq_entries = 2 * RING_ENTRIES,
+    };
+    int rc = io_uring_queue_init_params(RING_ENTRIES, &u->ring, &params);
+
+    if (rc < 0)
+        return rc;
+    u->base.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    rc = u->base.event_fd < 0 ? -errno : io_uring_register_eventfd(&u->ring, u->base.event_fd);
+    if (rc < 0) {
+        if (u->base.event_fd >= 0)
+            close(u->base.event_fd);
+        io_uring_queue_exit(&u->ring);
+    }
+    return rc;
+}
+
+int blk_uring_new(const struct blk *base, int fd, struct blk **out)
+{
+    struct blk_uring *u = calloc(1, sizeof(*u));
+    int rc = -ENOMEM;
+
+    if (u) {
+        u->base = *base;
+        u->base.ops = &uring_ops;
+        u->fd = fd;
+        rc = open_ring(u);
+    }
+    if (rc < 0) {
+        free(u);
+        return rc;
+    }
+    *out = &u->base;
+    return 0;
+}
