@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 static const struct ob_served *const devices[] = {
+    &ob_served_nvme,
     &ob_served_gpio,
     &ob_served_edu,
     &ob_served_null,

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* `outboard serve nvme`: builds the controller and its PCI device, and takes them down. */
+#include "nvme.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int reset(void *opaque)
+{
+    return nvme_hard_reset(opaque);
+}
+
+static void dma_unmap(void *opaque, uint64_t address, uint64_t size)
+{
+    nvme_rings_forget(opaque, address, size); /* data pages go when their commands are done */
+}
+
+static unsigned msi_vectors(unsigned wanted)
+{
+    unsigned n = 1;
+
+    while (n < wanted && n < NVME_MSI_MAX)
+        n *= 2;
+    return n;
+}
+
+/* Config space and BAR 0: registers, then a page of doorbells, one of MSI-X table, one of PBA. */
+static int build_pci(struct nvme_ctrl *c)
+{
+    const struct ob_pci_id id = {
+        .vendor = c->cfg.pci_vendor,
+        .device = c->cfg.pci_device,
+        .subsystem_vendor = c->cfg.pci_vendor,
+        .subsystem = c->cfg.pci_device,
+        .class_code = 0x010802, /* mass storage, non-volatile memory, NVM Express */
+        .revision = 1,
+    };
+    const struct ob_sparse_area doorbells = { .offset = NVME_DOORBELLS, .size = NVME_PAGE };
+    const struct ob_region bar = {
+        .size = NVME_BAR_SIZE,
+        .flags = OB_REGION_READ | OB_REGION_WRITE | (c->cfg.trapped ? 0 : OB_REGION_MMAP),
+        .access = nvme_reg_access,
+        .opaque = c,
+        .fd = c->cfg.trapped ? -1 : c->doorbell_fd,
+        .areas = c->cfg.trapped ? NULL : &doorbells,
+        .nareas = c->cfg.trapped ? 0 : 1,
+    };
+    unsigned vectors = c->cfg.queues + 1;
+    struct ob_server *s = c->server;
+    int rc;
+
+    if ((rc = ob_pci_init(s, &id, true, true)) < 0 ||
+        (rc = ob_pci_add_bar(s, 0, NVME_BAR_SIZE, OB_PCI_BAR_64)) < 0 ||
+        (rc = ob_server_set_region(s, OB_PCI_REGION_BAR0, &bar)) < 0 ||
+        (rc = ob_pci_add_pm(s)) < 0 || (rc = ob_pci_add_msi(s, msi_vectors(vectors))) < 0 ||
+        (rc = ob_pci_add_pcie(s)) < 0 ||
+        (rc = ob_pci_add_msix(s, vectors, 0, NVME_MSIX_TABLE, 0, NVME_MSIX_PBA)) < 0)
+        return rc;
+    return 0;
+}
+
+static int build(struct nvme_ctrl *c)
+{
+    const struct ob_server_ops ops = { .size = sizeof(ops),
+                                       .reset = reset,
+                                       .client = nvme_client_changed,
+                                       .dma_unmap = dma_unmap,
+                                       .log = c->log };
+    int rc;
+
+    c->server = ob_server_new(&ops, c);
+    if (!c->server)
+        return -errno;
+    rc = nvme_doorbells_init(c);
+    if (rc < 0)
+        goto no_doorbells;
+    rc = nvme_schedule_init(c);
+    if (rc < 0)
+        goto no_schedule;
+    rc = build_pci(c);
+    if (rc == 0)
+        return 0;
+    nvme_schedule_fini(c);
+no_schedule:
+    nvme_doorbells_fini(c);
+no_doorbells:
+    ob_server_free(c->server);
+    return rc;
+}
+
+static int check_size(struct nvme_ctrl *c, char *errbuf, size_t size)
+{
+    unsigned lba = 1u << c->cfg.lba_shift;
+
+    c->blocks = c->blk->size >> c->cfg.lba_shift;
+    if (c->blocks > 0 && c->blk->size % lba == 0)
+        return 0;
+    if (c->blk->size == 0)
+        snprintf(errbuf, size, "%s has no room: give it a size, like truncate -s 1G FILE",
+                 c->cfg.image);
+    else
+        snprintf(errbuf, size, "%s has %llu bytes, which is not a multiple of %u (--lba)",
+                 c->cfg.image, (unsigned long long)c->blk->size, lba);
+    return 1;
+}
+
+static void print_banner(const struct nvme_ctrl *c, char *banner, size_t size)
+{
+    snprintf(banner, size, "%s, %llu blocks of %u bytes%s, %s, %u queues, doorbells %s",
+             c->cfg.image, (unsigned long long)c->blocks, 1u << c->cfg.lba_shift,
+             c->cfg.read_only ? ", read-only" : "", c->blk->about, c->cfg.queues,
+             c->cfg.trapped ? "trapped" : "mapped");
+}
+
+static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob_server **server,
+                  char *banner, size_t banner_size, char *errbuf, size_t errbuf_size)
+{
+    struct nvme_ctrl *c = calloc(1, sizeof(*c));
+    int rc;
+
+    if (!c)
+        return ob_create_failed(-ENOMEM, errbuf, errbuf_size);
+    c->log = log;
+    rc = nvme_parse_options(argc, argv, &c->cfg, errbuf, errbuf_size);
+    if (rc == 0)
+        rc = blk_open(c->cfg.image, c->cfg.read_only, c->cfg.aio, &c->blk, errbuf, errbuf_size);
+    if (rc != 0) {
+        free(c);
+        return rc == 2 ? 2 : 1;
+    }
+    rc = check_size(c, errbuf, errbuf_size);
+    if (rc == 0) {
+        c->stats.start_ns = nvme_now_ns();
+        nvme_identity_init(c);
+        nvme_features_reset(c);
+        rc = build(c);
+        if (rc < 0)
+            rc = ob_create_failed(rc, errbuf, errbuf_size);
+    }
+    if (rc != 0) {
+        c->blk->ops->free(c->blk);
+        free(c);
+        return rc;
+    }
+    print_banner(c, banner, banner_size);
+    *opaque = c;
+    *server = c->server;
+    return 0;
+}
+
+static void flushed(struct blk_req *req, int rc)
+{
+    struct nvme_ctrl *c = (void *)((char *)req - offsetof(struct nvme_ctrl, shutdown_flush));
+
+    c->inflight--;
+    req->rc = rc;
+}
+
+/* What is in flight ends as it will; then everything goes to stable storage. */
+static int destroy(void *opaque)
+{
+    struct nvme_ctrl *c = opaque;
+    int rc = 0;
+
+    nvme_hard_reset(c);
+    nvme_drain(c, INT64_MAX);
+    nvme_settle(c);
+    if (!c->cfg.read_only) {
+        c->shutdown_flush = (struct blk_req){ .op = BLK_FLUSH, .done = flushed };
+        c->inflight++;
+        c->blk->ops->submit(c->blk, &c->shutdown_flush);
+        nvme_drain(c, INT64_MAX);
+        rc = c->shutdown_flush.rc;
+    }
+    nvme_schedule_fini(c);
+    ob_server_free(c->server);
+    nvme_doorbells_fini(c);
+    c->blk->ops->free(c->blk);
+    free(c);
+    return rc;
+}
+
+const struct ob_served ob_served_nvme = {
+    .name = "nvme",
+    .operands = "IMAGE",
+    .summary = "an NVMe disk: IMAGE is a file, a block device, mem:SIZE or null:SIZE",
+    .options = nvme_options_help,
+    .long_options = nvme_long_options,
+    .create = create,
+    .destroy = destroy,
+};

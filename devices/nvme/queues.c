@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Submission and completion queues: their memory, fetching, posting, interrupts.
+ *
+ * Queue memory belongs to the client and may go away at any time. An entry is copied before it is
+ * looked at, and its phase bit is written last.
+ */
+#include "nvme.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Memory of a queue ----------------------------------------------------------------------- */
+
+static void ring_start(struct nvme_ring *ring, uint64_t base, uint32_t entries, uint32_t entry_size)
+{
+    *ring = (struct nvme_ring){ .base = base, .entries = entries, .entry_size = entry_size };
+}
+
+static void ring_forget(struct nvme_ctrl *c, struct nvme_ring *ring)
+{
+    if (ring->ptr)
+        ob_dma_put(c->server, &ring->ref);
+    ring->ptr = NULL;
+}
+
+static uint64_t ring_bytes(const struct nvme_ring *ring)
+{
+    return (uint64_t)ring->entries * ring->entry_size;
+}
+
+static uint8_t *ring_map(struct nvme_ctrl *c, struct nvme_ring *ring, uint32_t prot)
+{
+    if (!ring->ptr && ob_dma_get(c->server, ring->base, ring_bytes(ring), prot, &ring->ref) == 0)
+        ring->ptr = ring->ref.ptr;
+    return ring->ptr;
+}
+
+static bool overlaps(const struct nvme_ring *ring, uint64_t address, uint64_t size)
+{
+    return ring->base - address < size || address - ring->base < ring_bytes(ring);
+}
+
+void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size)
+{
+    for (unsigned i = 0; i < NVME_QIDS; i++) {
+        struct nvme_ring *rings[] = { &c->sq[i].ring, &c->cq[i].ring };
+        for (unsigned k = 0; k < 2; k++)
+            if (rings[k]->ptr && overlaps(rings[k], address, size))
+                ring_forget(c, rings[k]);
+    }
+}
+
+/* A failed access to queue memory: fatal, except while a new client is still setting up. */
+static bool unreachable(struct nvme_ctrl *c, const char *why)
+{
+    if (ob_server_attached(c->server) && nvme_now_ns() >= c->grace_ns)
+        nvme_fatal(c, why);
+    return false;
+}
+
+static bool read_entry(struct nvme_ctrl *c, struct nvme_sq *sq, struct nvme_sqe *out)
+{
+    uint8_t *ptr = ring_map(c, &sq->ring, OB_DMA_READ);
+    uint64_t at = (uint64_t)sq->head * NVME_SQE_SIZE;
+
+    if (ptr) {
+        memcpy(out, ptr + at, sizeof(*out));
+        return true;
+    }
+    if (ob_dma_read(c->server, sq->ring.base + at, out, sizeof(*out)) == 0)
+        return true;
+    return unreachable(c, "a submission queue is not in memory");
+}
+
+static bool write_entry(struct nvme_ctrl *c, struct nvme_cq *cq, const struct nvme_cqe *cqe)
+{
+    uint8_t *ptr = ring_map(c, &cq->ring, OB_DMA_WRITE);
+    uint64_t at = (uint64_t)cq->tail * NVME_CQE_SIZE, halves[2];
+
+    if (ptr) {
+        uint64_t *entry = (uint64_t *)(void *)(ptr + at); /* queues are page-aligned */
+        memcpy(halves, cqe, sizeof(halves));
+        __atomic_store_n(&entry[0], halves[0], __ATOMIC_RELAXED);
+        __atomic_store_n(&entry[1], halves[1], __ATOMIC_RELEASE);
+        return true;
+    }
+    if (ob_dma_write(c->server, cq->ring.base + at, cqe, sizeof(*cqe)) == 0)
+        return true;
+    return unreachable(c, "a completion queue is not in memory");
+}
+
+/* ---- Lists of commands
+ * --------------------------------------------------------------------------- */
+
+static void push(struct nvme_cmd_list *list, struct nvme_cmd *cmd)
+{
+    cmd->next = NULL;
+    if (list->first)
+        list->last->next = cmd;
+    else
+        list->first = cmd;
+    list->last = cmd;
+}
+
+static void cmd_free(struct nvme_cmd *cmd)
+{
+    nvme_data_release(cmd);
+    free(cmd->ranges);
+    cmd->ranges = NULL;
+    cmd->next = cmd->sq->free;
+    cmd->sq->free = cmd;
+}
+
+void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status)
+{
+    struct nvme_ctrl *c = cmd->ctrl;
+
+    cmd->status = status;
+    if (status != NVME_OK)
+        nvme_log_error(c, cmd);
+    if (!cmd->data.bounce)
+        nvme_data_release(cmd); /* the client may want its pages back before this is posted */
+    if (c->resetting)
+        cmd_free(cmd);
+    else
+        push(&c->cq[cmd->sq->cqid].done, cmd);
+}
+
+/* ---- Starting and stopping
+ * ------------------------------------------------------------------------ */
+
+int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t base, uint32_t entries)
+{
+    unsigned n = entries < NVME_INFLIGHT_MAX ? entries : NVME_INFLIGHT_MAX;
+    struct nvme_sq *sq = &c->sq[qid];
+    struct nvme_cmd *cmds;
+
+    if (qid == 0)
+        n += NVME_AERS_MAX; /* these stay for long, and must not stop the others */
+    cmds = calloc(n, sizeof(*cmds));
+    if (!cmds)
+        return -ENOMEM;
+    *sq = (struct nvme_sq){ .live = true, .id = (uint16_t)qid, .cqid = (uint16_t)cqid };
+    ring_start(&sq->ring, base, entries, NVME_SQE_SIZE);
+    sq->cmds = cmds;
+    for (unsigned i = 0; i < n; i++) {
+        cmds[i].ctrl = c;
+        cmds[i].sq = sq;
+        cmd_free(&cmds[i]);
+    }
+    c->cq[cqid].nsqs++;
+    nvme_doorbell_clear(c, 2 * qid);
+    return 0;
+}
+
+void nvme_cq_start(struct nvme_ctrl *c, unsigned qid, uint64_t base, uint32_t entries, bool irq,
+                   uint16_t vector)
+{
+    struct nvme_cq *cq = &c->cq[qid];
+
+    *cq = (struct nvme_cq){ .live = true, .irq = irq, .vector = vector, .phase = true };
+    ring_start(&cq->ring, base, entries, NVME_CQE_SIZE);
+    nvme_doorbell_clear(c, 2 * qid + 1);
+}
+
+static void drop_done(struct nvme_cq *cq, const struct nvme_sq *sq)
+{
+    struct nvme_cmd *cmd = cq->done.first;
+
+    cq->done.first = NULL;
+    while (cmd) {
+        struct nvme_cmd *next = cmd->next;
+        if (cmd->sq == sq)
+            cmd_free(cmd);
+        else
+            push(&cq->done, cmd);
+        cmd = next;
+    }
+}
+
+void nvme_sq_stop(struct nvme_ctrl *c, struct nvme_sq *sq)
+{
+    drop_done(&c->cq[sq->cqid], sq);
+    ring_forget(c, &sq->ring);
+    c->cq[sq->cqid].nsqs--;
+    free(sq->cmds);
+    *sq = (struct nvme_sq){ 0 };
+}
+
+void nvme_cq_stop(struct nvme_ctrl *c, struct nvme_cq *cq)
+{
+    ring_forget(c, &cq->ring);
+    *cq = (struct nvme_cq){ 0 };
+}
+
+/* ---- Fetching
+ * -------------------------------------------------------------------------------------- */
+
+static bool fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
+{
+    unsigned n = 0;
+
+    while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && sq->free) {
+        struct nvme_cmd *cmd = sq->free;
+        struct nvme_sqe sqe;
+        if (!read_entry(c, sq, &sqe))
+            break;
+        sq->head = (sq->head + 1) % sq->ring.entries;
+        sq->free = cmd->next;
+        cmd->sqe = sqe;
+        cmd->after = NVME_AFTER_NOTHING;
+        cmd->result = 0;
+        uint16_t status = sq->id == 0 ? nvme_admin(cmd) : nvme_io(cmd);
+        if (status != NVME_PENDING)
+            nvme_cmd_done(cmd, status);
+        n++;
+    }
+    return n > 0;
+}
+
+bool nvme_fetch(struct nvme_ctrl *c)
+{
+    unsigned nqueues = c->cfg.queues;
+    bool any = fetch_from(c, &c->sq[0]);
+
+    for (unsigned i = 0; i < nqueues; i++) {
+        struct nvme_sq *sq = &c->sq[1 + (c->turn + i) % nqueues];
+        if (sq->live && nvme_running(c))
+            any |= fetch_from(c, sq);
+    }
+    c->turn = (c->turn + 1) % nqueues;
+    return any;
+}
+
+/* ---- Posting
+ * --------------------------------------------------------------------------------------- */
+
+/* The last step of a command, which needs the client to be there: data from a bounce buffer. */
+static void conclude(struct nvme_ctrl *c, struct nvme_cmd *cmd)
+{
+    if (cmd->status != NVME_OK || cmd->after != NVME_AFTER_COPY_OUT)
+        return;
+    cmd->after = NVME_AFTER_NOTHING;
+    cmd->status = nvme_copy_to_host(c, &cmd->sqe, cmd->data.bounce, cmd->len);
+    if (cmd->status != NVME_OK)
+        nvme_log_error(c, cmd);
+}
+
+static bool post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
+{
+    struct nvme_cmd *cmd;
+    bool any = false;
+
+    while ((cmd = cq->done.first) && (cq->tail + 1) % cq->ring.entries != cq->head) {
+        struct nvme_sq *sq = cmd->sq;
+        if (cmd->after == NVME_AFTER_COPY_OUT && !ob_server_attached(c->server))
+            break;
+        conclude(c, cmd);
+        struct nvme_cqe cqe = {
+            .result = cmd->result,
+            .sq_head = (uint16_t)sq->head,
+            .sq_id = sq->id,
+            .cid = cmd->sqe.cid,
+            .status = (uint16_t)(cmd->status << 1 | cq->phase),
+        };
+        if (!write_entry(c, cq, &cqe))
+            break;
+        cq->done.first = cmd->next;
+        cmd_free(cmd);
+        cq->tail = (cq->tail + 1) % cq->ring.entries;
+        if (cq->tail == 0)
+            cq->phase = !cq->phase;
+        cq->irq_due |= cq->irq;
+        any = true;
+    }
+    return any;
+}
+
+static bool masked(const struct nvme_ctrl *c, const struct nvme_cq *cq)
+{
+    return cq->vector < 32 && (c->intms >> cq->vector & 1);
+}
+
+/* Message interrupts where the client has set them up; else the pin, whose level is whether there
+ * is anything that the host has not taken from its queues. INTMS is not for MSI-X. */
+static void interrupt(struct nvme_ctrl *c)
+{
+    bool msix = ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) > 0;
+    bool pin = !msix && ob_server_irq_armed(c->server, OB_PCI_IRQ_MSI) == 0;
+    bool level = false;
+
+    for (unsigned i = 0; i <= c->cfg.queues; i++) {
+        struct nvme_cq *cq = &c->cq[i];
+        if (!cq->live || !cq->irq || (!msix && masked(c, cq)))
+            continue;
+        level |= cq->head != cq->tail;
+        if (cq->irq_due && !pin)
+            ob_pci_notify(c->server, cq->vector);
+        cq->irq_due = false;
+    }
+    level &= pin;
+    if (level != c->intx) {
+        c->intx = level;
+        ob_server_intx(c->server, level);
+    }
+}
+
+bool nvme_post(struct nvme_ctrl *c)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i <= c->cfg.queues && nvme_running(c); i++)
+        if (c->cq[i].live)
+            any |= post_to(c, &c->cq[i]);
+    interrupt(c);
+    return any;
+}

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * When the controller works.
+ *
+ * nvme_step() runs after each step of the server. Trapped doorbells, completions of the backend
+ * and everything else make some file descriptor readable; then nothing has to be looked at in
+ * between. Stores into the mapped doorbell page are silent: somebody has to look. So as long as
+ * there was something to do within the last SPIN_NS, the server does not sleep; after that a timer
+ * looks, at WAIT_MIN_NS first and half as often each time, down to every WAIT_MAX_NS. While the
+ * controller is disabled, or no client is there, nobody looks.
+ */
+#include "nvme.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SPIN_NS      60000
+#define WAIT_MIN_NS  50000
+#define WAIT_MAX_NS  1600000
+#define WAIT_INTX_NS 200000 /* the pin is high: its fall must not be seen late */
+/* A client that takes over an enabled controller: how long we wait for it to set up interrupts,
+ * and how long after that its memory may be incomplete. */
+#define PAUSE_NS     1000000000LL
+#define GRACE_NS     2000000000LL
+
+int64_t nvme_now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * 1000000000LL + ts.tv_nsec;
+}
+
+static bool armed_any(const struct nvme_ctrl *c)
+{
+    return ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) > 0 ||
+           ob_server_irq_armed(c->server, OB_PCI_IRQ_MSI) > 0 ||
+           ob_server_irq_armed(c->server, OB_PCI_IRQ_INTX) > 0;
+}
+
+/* A client that found the controller enabled continues it: after a reconnection the driver knows
+ * nothing of what happened, and waits for its interrupts. */
+static void resume(struct nvme_ctrl *c)
+{
+    if (!armed_any(c) && nvme_now_ns() < c->pause_ns)
+        return;
+    c->paused = false;
+    for (unsigned i = 0; i <= c->cfg.queues; i++)
+        c->cq[i].irq_due = c->cq[i].live && c->cq[i].irq;
+}
+
+void nvme_client_changed(void *opaque, bool attached)
+{
+    struct nvme_ctrl *c = opaque;
+
+    if (!attached) {
+        nvme_rings_forget(c, 0, UINT64_MAX);
+        ob_server_intx(c->server, false);
+        c->intx = false;
+        if ((c->csts & NVME_CSTS_RDY) && (c->csts & NVME_CSTS_SHST_MASK) != NVME_CSTS_SHST_COMPLETE)
+            c->stats.unsafe_shutdowns++;
+        return;
+    }
+    c->stats.power_cycles++;
+    c->bus_master_set = false;
+    c->paused = c->csts & NVME_CSTS_RDY;
+    c->pause_ns = nvme_now_ns() + PAUSE_NS;
+    c->grace_ns = c->pause_ns + GRACE_NS;
+}
+
+bool nvme_step(struct nvme_ctrl *c)
+{
+    bool any = false;
+
+    if (ob_pci_command(c->server) & NVME_BUS_MASTER)
+        c->bus_master_set = true;
+    if (c->paused)
+        resume(c);
+    if (nvme_running(c)) {
+        any |= nvme_doorbells_poll(c);
+        any |= nvme_fetch(c);
+    }
+    any |= c->blk->ops->poll(c->blk);
+    any |= nvme_settle(c);
+    if (nvme_running(c))
+        any |= nvme_post(c);
+    nvme_count_busy(c, c->inflight > 0);
+    return any;
+}
+
+static void set_timer(struct nvme_ctrl *c, int64_t ns)
+{
+    struct itimerspec when = { .it_value = { ns / 1000000000, ns % 1000000000 } };
+
+    timerfd_settime(c->timer_fd, 0, &when, NULL);
+    c->timer_armed = ns > 0;
+}
+
+/* Whether the doorbell page (or, paused, the clock) has to be looked at. */
+static bool must_look(const struct nvme_ctrl *c)
+{
+    return c->paused || (!c->cfg.trapped && nvme_running(c));
+}
+
+/* Nothing to do now. True: look again at once; else something will wake us. */
+static bool idle(struct nvme_ctrl *c)
+{
+    int64_t now = nvme_now_ns();
+
+    if (must_look(c)) {
+        if (now - c->active_ns < SPIN_NS)
+            return true;
+        if (!c->timer_armed) {
+            set_timer(c, c->wait_ns);
+            int64_t limit = c->intx ? WAIT_INTX_NS : WAIT_MAX_NS;
+            c->wait_ns = c->wait_ns * 2 < limit ? c->wait_ns * 2 : limit;
+        }
+    } else if (c->timer_armed) {
+        set_timer(c, 0);
+    }
+    return c->blk->ops->arm(c->blk, true);
+}
+
+static bool poll_cb(void *opaque)
+{
+    struct nvme_ctrl *c = opaque;
+
+    if (!nvme_step(c))
+        return idle(c);
+    c->blk->ops->arm(c->blk, false);
+    c->active_ns = nvme_now_ns();
+    c->wait_ns = WAIT_MIN_NS;
+    if (c->timer_armed)
+        set_timer(c, 0);
+    return true; /* bounded work: there may be more */
+}
+
+/* The work is done in poll_cb(), which follows. */
+static void timer_cb(void *opaque, uint32_t events)
+{
+    struct nvme_ctrl *c = opaque;
+    uint64_t count;
+
+    (void)events;
+    if (read(c->timer_fd, &count, sizeof(count)) == sizeof(count))
+        c->timer_armed = false;
+}
+
+static void backend_cb(void *opaque, uint32_t events)
+{
+    struct nvme_ctrl *c = opaque;
+    uint64_t count;
+
+    (void)events;
+    if (read(c->blk->event_fd, &count, sizeof(count)) < 0)
+        return; /* somebody drained it */
+}
+
+int nvme_schedule_init(struct nvme_ctrl *c)
+{
+    int rc;
+
+    c->wait_ns = WAIT_MIN_NS;
+    c->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (c->timer_fd < 0)
+        return -errno;
+    rc = ob_server_watch(c->server, c->timer_fd, EPOLLIN, timer_cb, c);
+    if (rc == 0 && c->blk->event_fd >= 0)
+        rc = ob_server_watch(c->server, c->blk->event_fd, EPOLLIN, backend_cb, c);
+    if (rc < 0) {
+        nvme_schedule_fini(c);
+        return rc;
+    }
+    ob_server_set_poller(c->server, poll_cb, c);
+    return 0;
+}
+
+void nvme_schedule_fini(struct nvme_ctrl *c)
+{
+    ob_server_set_poller(c->server, NULL, NULL);
+    if (c->blk->event_fd >= 0)
+        ob_server_watch(c->server, c->blk->event_fd, 0, NULL, NULL);
+    ob_server_watch(c->server, c->timer_fd, 0, NULL, NULL);
+    close(c->timer_fd);
+}
