@@ -31,6 +31,7 @@ struct ob_dma_map {
     void *base; /* MODE_MMAP: what was mapped */
     size_t length;
     uint8_t *ptr; /* of address */
+    int guard;    /* against the file being cut */
     unsigned refs;
     bool gone;       /* not in the table any more */
     uint64_t waiter; /* serial of the session that waits for it to be free; 0: nobody */
@@ -38,6 +39,7 @@ struct ob_dma_map {
 
 static void map_free(struct ob_dma_map *map)
 {
+    ob_guard_del(map->guard);
     if (map->base)
         munmap(map->base, map->length);
     if (map->fd >= 0)
@@ -109,10 +111,11 @@ static int map_memory(struct ob_dma_map *map, int fd)
     }
     madvise(map->base, map->length, MADV_DONTDUMP);
     map->ptr = (uint8_t *)map->base + slack;
+    map->guard = ob_guard_add(map->base, map->length);
     return 0;
 }
 
-/* Memory that the file does not have would be a SIGBUS later. */
+/* The file must have the memory: it would be a SIGBUS later. */
 static int check_file(struct ob_dma_map *map, int fd)
 {
     struct stat st;
@@ -156,6 +159,7 @@ static int map_new(const struct ob_wire_dma_map *request, int fd, struct ob_dma_
             close(fd);
         return -ENOMEM;
     }
+    map->guard = -1;
     map->address = request->address;
     map->size = request->size;
     map->offset = request->offset;
@@ -394,7 +398,7 @@ static int copy_piece(struct ob_server *server, const struct ob_dma_map *map, ui
             memcpy(map->ptr + at, data, len);
         else
             memcpy(data, map->ptr + at, len);
-        return 0;
+        return ob_guard_hit(map->guard) ? -EFAULT : 0;
     case MODE_FILE:
         return file_io(map, at, data, len, is_write);
     case MODE_MESSAGE:
@@ -428,6 +432,16 @@ static int transfer(struct ob_server *server, uint64_t address, uint8_t *data, u
         len -= n;
     }
     return rc;
+}
+
+void ob_dma_check_guards(struct ob_session *session)
+{
+    const struct ob_dma_table *table = &session->server->dma;
+
+    for (size_t i = 0; i < table->count; i++)
+        if (ob_guard_hit(table->maps[i]->guard))
+            ob_session_doom(session, "it cut the file behind its memory at 0x%llx",
+                            (unsigned long long)table->maps[i]->address);
 }
 
 int ob_dma_read(struct ob_server *server, uint64_t address, void *data, uint64_t len)

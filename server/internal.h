@@ -148,6 +148,7 @@ struct ob_server {
 
     struct ob_pci pci;
     struct ob_dma_table dma;
+    unsigned guard_hits; /* those that were dealt with */
     int timeout_ms;
 };
 
@@ -249,6 +250,20 @@ void ob_dma_fini(struct ob_server *server);
 /* DMA_READ into data or DMA_WRITE from it. Waits. */
 int ob_dma_message(struct ob_session *session, uint16_t cmd, uint64_t address, void *data,
                    uint64_t len, int64_t deadline_ns);
+
+/* Memory of the client turned out to be gone: ends the session. */
+void ob_dma_check_guards(struct ob_session *session);
+
+/* ---- guard.c: files that the client cuts --------------------------------------------------- */
+
+/* Guards a mapping. Returns what to give to the others; -1, which they take, when it cannot be
+ * guarded. Any thread. */
+int ob_guard_add(void *base, size_t length);
+void ob_guard_del(int index);
+/* The memory is gone; it was replaced with zeros. */
+bool ob_guard_hit(int index);
+/* How often that happened in this process. */
+unsigned ob_guard_hits(void);
 
 /* ---- pci.c, pci_caps.c --------------------------------------------------------------------- */
 

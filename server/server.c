@@ -201,6 +201,20 @@ bool ob_server_attached(const struct ob_server *server)
     return server->session && !server->session->doomed;
 }
 
+/* What the end of a step has to look after. */
+static void look_after_sessions(struct ob_server *server)
+{
+    unsigned hits = ob_guard_hits();
+
+    if (server->session && hits != server->guard_hits)
+        ob_dma_check_guards(server->session);
+    server->guard_hits = hits;
+    if (server->session && server->session->doomed)
+        ob_session_end(server->session);
+    if (!server->session)
+        ob_lobby_admit(server);
+}
+
 static int step(struct ob_server *server, int timeout_ms)
 {
     struct epoll_event events[EVENTS_PER_STEP];
@@ -223,10 +237,7 @@ static int step(struct ob_server *server, int timeout_ms)
         ob_session_read(server->session);
     if (server->poller)
         busy = server->poller(server->poller_opaque);
-    if (server->session && server->session->doomed)
-        ob_session_end(server->session);
-    if (!server->session)
-        ob_lobby_admit(server);
+    look_after_sessions(server);
     free_buried(server);
     set_awake(server, busy || (server->session && ob_session_has_work(server->session)));
     server->stepping = false;

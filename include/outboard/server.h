@@ -119,6 +119,12 @@ uint32_t ob_server_irq_armed(const struct ob_server *server, uint32_t index);
 
 /* ---- The client's memory ------------------------------------------------------------------ */
 
+/*
+ * A client may cut the file behind its memory at any time. The first mapping installs a handler of
+ * SIGBUS in this process, which puts zeros where the memory was; the client is then let go. A
+ * SIGBUS from elsewhere is left to the handler that was there before.
+ */
+
 struct ob_dma_map; /* one mapping of the client */
 
 /* A piece of the client's memory that is mapped here, kept in place until it is put. */
