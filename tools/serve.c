@@ -10,6 +10,7 @@
 #include "tools.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,10 +68,16 @@ static void print_device_help(const struct ob_served *device)
 /* ob_log_fn has no room for who says it; a process serves one device. */
 static const struct serve_request *running;
 
+/* Nobody may read what we say: then a line is lost, rather than the device stopped by a full pipe.
+ */
 static void log_line(void *opaque, enum ob_log_level level, const char *line)
 {
+    struct pollfd pfd = { .fd = STDERR_FILENO, .events = POLLOUT };
+
     (void)opaque;
-    if (level != OB_LOG_DEBUG || running->verbose)
+    if (level == OB_LOG_DEBUG && !running->verbose)
+        return;
+    if (poll(&pfd, 1, 0) == 1 && pfd.revents == POLLOUT)
         fprintf(stderr, "outboard %s: %s\n", running->who, line);
 }
 

@@ -3,6 +3,7 @@
 """`outboard serve`: what it prints, how it ends, what it refuses."""
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
 import signal
@@ -259,6 +260,17 @@ def _(tmp):
         with Peer(path) as peer:
             assert peer.read(NULL_REGISTERS, 4092, 4) == b"kept"
             server.wait_for_line("client attached")
+
+
+@case("unread-stderr-does-not-stop-the-device")
+def _(tmp):
+    path = tmp / "s"
+    with Server("null", path) as server:
+        capacity = fcntl.fcntl(server.process.stderr, fcntl.F_GETPIPE_SZ)
+        for _ in range(capacity // len("outboard serve null: client left: .\n") + 1):
+            with Peer(path) as peer:
+                assert len(peer.read(CONFIG, 0, 4)) == 4
+        assert server.end(signal.SIGTERM)[0] == 0
 
 
 @case("closed-stdout-is-not-mistaken-for-a-socket")
