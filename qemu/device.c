@@ -105,18 +105,12 @@ OB_PROPERTIES obq_pci_properties[] = {
     OB_PROPERTIES_END
 };
 
-static const VMStateDescription obq_pci_vmstate = {
-    .name = TYPE_OB_PCI,
-    .unmigratable = 1,
-};
-
 static void obq_pci_class_init(ObjectClass *klass, OB_CLASS_DATA data)
 {
     DeviceClass *dc = DEVICE_CLASS(klass);
     PCIDeviceClass *pc = PCI_DEVICE_CLASS(klass);
 
     dc->desc = "PCI device of another process (vfio-user), by Outboard";
-    dc->vmsd = &obq_pci_vmstate;
     obq_class_set_reset(dc, obq_pci_reset);
     device_class_set_props(dc, obq_pci_properties);
     set_bit(DEVICE_CATEGORY_MISC, dc->categories);
