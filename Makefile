@@ -15,6 +15,7 @@ all:                ## build everything in build/
 
 check: all          ## all tests; ends with `N passed, N failed`
 	@$(DEPS) qemu guest check
+	@$(BUILD)/tools/outboard qemu --print-plugin >/dev/null
 	@scripts/check $(BUILD)
 
 demo: all           ## a Linux guest in a stock QEMU uses a disk of another process

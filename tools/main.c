@@ -13,6 +13,7 @@ static int cmd_help(int argc, char **argv);
 /* One line a command. Its function is declared in tools.h. */
 static const struct command commands[] = {
     { "serve", "NAME SOCKET [...]", "serve a PCI device on a socket", cmd_serve },
+    { "qemu", "[options] [--] QEMU ...", "run a QEMU with the vfio-user-pci device in it", cmd_qemu },
     { "help", "[COMMAND]", "say what a command does", cmd_help },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -22,6 +22,7 @@ struct command {
 };
 
 int cmd_serve(int argc, char **argv);
+int cmd_qemu(int argc, char **argv);
 
 /*
  * Print "outboard COMMAND: sentence" to stderr, the second with "(see outboard COMMAND --help)"
