@@ -14,6 +14,7 @@ static int cmd_help(int argc, char **argv);
 static const struct command commands[] = {
     { "serve", "NAME SOCKET [...]", "serve a PCI device on a socket", cmd_serve },
     { "qemu", "[options] [--] QEMU ...", "run a QEMU with the vfio-user-pci device in it", cmd_qemu },
+    { "info", "SOCKET [--json]", "say what device is behind a socket", cmd_info },
     { "help", "[COMMAND]", "say what a command does", cmd_help },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))
