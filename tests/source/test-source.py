@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from case import ROOT, case, main
+from case import BUILD, ROOT, case, main
 
 CODE = (".c", ".h", ".py", ".sh")
 PUBLIC = sorted((ROOT / "include/outboard").glob("*.h"))
@@ -93,6 +93,18 @@ def _(tmp):
     names += re.findall(r"^[\w ]+?\W\*?(\w+)\([^)]*\)?;?", text, re.MULTILINE)
     wrong = [name for name in names if not re.match(r"(?i)ob_|OUTBOARD_\w+_H$|sizeof", name)]
     assert len(names) > 100 and not wrong, wrong
+
+
+@case("library-exports-what-the-public-headers-declare")
+def _(tmp):
+    text = "".join(header.read_text() for header in PUBLIC)
+    text = re.sub(r"/\*.*?\*/|^#[^\n]*(\\\n[^\n]*)*", "", text, flags=re.DOTALL | re.MULTILINE)
+    declared = set(re.findall(r"\b(ob_\w+)\s*\(", text))
+    listed = subprocess.run(["nm", "-D", "--defined-only", BUILD / "liboutboard.so"], check=True,
+                            stdout=subprocess.PIPE, text=True).stdout
+    exported = {line.split()[-1].split("@")[0] for line in listed.splitlines() if " T " in line}
+    assert len(declared) > 50
+    assert exported == declared, f"only declared: {declared - exported}; only exported: {exported - declared}"
 
 
 main()
