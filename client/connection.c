@@ -236,8 +236,7 @@ static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, siz
     const char *why;
     int rc;
 
-    ob_caps_default(&ours);
-    ours.max_msg_fds = OB_MSG_FDS_OFFER;
+    ob_caps_offer(&ours);
     rc = ob_caps_print(&ours, false, json, sizeof(json));
     if (rc < 0)
         return refuse(errbuf, size, rc, "cannot print the capabilities");

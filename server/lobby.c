@@ -62,8 +62,7 @@ static void offer(struct ob_reply *reply, const struct ob_wire_version *asked, b
     reply->len = sizeof(version);
     if (!with_json)
         return;
-    ob_caps_default(&caps);
-    caps.max_msg_fds = OB_MSG_FDS_OFFER;
+    ob_caps_offer(&caps);
     len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, OB_VERSION_JSON_QEMU);
     if (len > 0)
         reply->len += (size_t)len;
