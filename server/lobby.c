@@ -134,17 +134,22 @@ static void lobby_ready(void *opaque, uint32_t events)
     }
 }
 
+/* The first of those who waited gets in, the others have waited in vain. */
 void ob_lobby_admit(struct ob_server *server)
 {
-    struct ob_session *session = server->lobby;
+    struct ob_session *session = server->lobby, *next;
 
-    while (session && !session->version)
-        session = session->next;
-    if (session) {
+    for (; session; session = next) {
         struct ob_msg *msg = session->version;
 
+        next = session->next;
+        if (!msg)
+            continue;
         session->version = NULL;
-        negotiate(session, msg);
+        if (server->session)
+            lobby_refuse(session, &msg->hdr, EBUSY, "there is a client already");
+        else
+            negotiate(session, msg);
         ob_msg_free(msg);
     }
 }

@@ -289,6 +289,35 @@ TEST(waiting_gone, "newcomer-that-leaves-while-it-waits-is-forgotten")
     ob_server_free(server);
 }
 
+TEST(two_waiting, "first-of-two-that-wait-gets-in-and-the-other-is-told-busy")
+{
+    struct device device;
+    struct ob_server *server = listening_server(&device);
+    uint8_t payload[4] = { 0 };
+    struct peer first, second, third;
+    struct ob_msg *reply;
+
+    peer_attach(&first, server);
+    peer_connect(&second, server);
+    CHECK(peer_silent(&second));
+    peer_connect(&third, server);
+    CHECK(peer_silent(&third));
+    ob_channel_fini(&first.ch);
+    peer_send(&second, OB_CMD_VERSION, 0, payload, 4, NULL, 0);
+    peer_send(&third, OB_CMD_VERSION, 0, payload, 4, NULL, 0);
+    reply = peer_receive(&second);
+    CHECK_INT(reply->hdr.flags, OB_HDR_REPLY);
+    ob_msg_free(reply);
+    reply = peer_receive(&third);
+    CHECK_INT(reply->hdr.error_no, EBUSY);
+    ob_msg_free(reply);
+    peer_expect_close(&third);
+    CHECK_INT(peer_read32(&second, 0, 0), 0);
+    peer_close(&third);
+    peer_close(&second);
+    ob_server_free(server);
+}
+
 TEST(no_fds, "out-of-descriptors-turns-connections-away-without-spinning")
 {
     struct device device;
