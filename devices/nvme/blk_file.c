@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define FILL_MAX (256u << 10)
@@ -87,7 +86,8 @@ static bool after_fallocate(struct blk_req *req, int64_t res)
 {
     if (res == 0)
         return after_range(req);
-    if (res != -EOPNOTSUPP && res != -ENOSYS && res != -ENODEV)
+    /* EINVAL: a block device with larger sectors than ours */
+    if (res != -EOPNOTSUPP && res != -ENOSYS && res != -ENODEV && res != -EINVAL)
         return finished(req, (int)res);
     if (req->op == BLK_DISCARD)
         return finished(req, 0); /* a hint that this file cannot take */

@@ -99,7 +99,9 @@ static int open_file(const char *image, bool read_only, struct stat *st, char *e
                                : "";
         return fail(errbuf, size, rc, "cannot open %s: %s%s", image, strerror(-rc), hint);
     }
-    if (fstat(fd, st) == 0 && (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode)))
+    /* O_NONBLOCK was for opening a pipe by mistake; with io_uring it would mean more. */
+    if (fstat(fd, st) == 0 && (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode)) &&
+        fcntl(fd, F_SETFL, 0) == 0)
         return fd;
     close(fd);
     return fail(errbuf, size, -EINVAL, "%s is neither a file nor a block device", image);
@@ -137,7 +139,8 @@ static int measure(int fd, const char *image, const struct stat *st, struct blk 
     blk->grain = 4096;
     if (is_block && ioctl(fd, BLKGETSIZE64, &blk->size) < 0)
         return fail(errbuf, size, -errno, "cannot get the size of %s: %s", image, strerror(errno));
-    if (!is_block && st->st_blksize >= 512 && st->st_blksize <= 65536)
+    if (!is_block && st->st_blksize >= 512 && st->st_blksize <= 65536 &&
+        (st->st_blksize & (st->st_blksize - 1)) == 0)
         blk->grain = (uint32_t)st->st_blksize;
     blk->can_punch = !blk->read_only && probe_punch(fd, blk, is_block);
     if (!realpath(image, blk->identity))

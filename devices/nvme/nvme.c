@@ -154,8 +154,8 @@ static void flushed(struct blk_req *req, int rc)
 {
     struct nvme_ctrl *c = (void *)((char *)req - offsetof(struct nvme_ctrl, shutdown_flush));
 
+    (void)rc; /* stays in req */
     c->inflight--;
-    req->rc = rc;
 }
 
 /* What is in flight ends as it will; then everything goes to stable storage. */

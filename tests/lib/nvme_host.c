@@ -350,7 +350,8 @@ struct nvme_sqe host_io(struct nvme_host *h, uint8_t opcode, uint64_t slba, uint
                         uint32_t at, uint32_t lba_size)
 {
     struct nvme_sqe sqe = { .opcode = opcode, .nsid = 1, .prp1 = host_addr(at) };
-    uint32_t pages = (blocks * lba_size + NVME_PAGE - 1) / NVME_PAGE;
+    uint32_t bytes = opcode == NVME_IO_WRITE_ZEROES ? 0 : blocks * lba_size;
+    uint32_t pages = (bytes + NVME_PAGE - 1) / NVME_PAGE;
 
     sqe.dw10 = (uint32_t)slba;
     sqe.dw11 = (uint32_t)(slba >> 32);
