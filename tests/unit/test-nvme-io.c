@@ -319,7 +319,7 @@ static void discard(const char *aio)
     CHECK(before >= DISK);
     host_start(&h, aio, image);
     CHECK_INT(deallocate(&h, ranges, 3), 0);
-    CHECK(allocated(image) <= before - (4u << 20));
+    CHECK(allocated(image) <= before - (4u << 20) + 65536); /* the file system may need some */
     expect_bytes(&h, 2048, 2048, NULL);
     expect_bytes(&h, 2048 + 8192 - 8, 8, NULL);
     expect_bytes(&h, 16384, 3, NULL);
@@ -354,12 +354,12 @@ static void zeroes(const char *aio)
     CHECK_INT(host_do(&h, 1, sqe, NULL), 0);
     expect_bytes(&h, 1001, 2048, NULL);
     expect_bytes(&h, 1001 + 4000 - 8, 8, NULL);
-    CHECK(allocated(image) >= before - 4096); /* without DEAC the space is kept */
+    CHECK(allocated(image) >= before - 65536); /* without DEAC the space is kept */
     sqe = host_io(&h, NVME_IO_WRITE_ZEROES, 8192, 8192, 0, 512);
     sqe.dw12 |= NVME_IO_DEAC | NVME_IO_FUA;
     CHECK_INT(host_do(&h, 1, sqe, NULL), 0);
     expect_bytes(&h, 8192, 2048, NULL);
-    CHECK(allocated(image) <= before - (4u << 20));
+    CHECK(allocated(image) <= before - (4u << 20) + 65536); /* the file system may need some */
     CHECK_INT(host_end(&h), 0);
 }
 
