@@ -125,7 +125,7 @@ static void commit_cb(MemoryListener *listener)
 {
     ObPci *d = container_of(listener, ObPci, dma.listener);
 
-    if (d->dma.changes->len && obq_link_alive(d)) {
+    if (d->dma.changes->len && !d->dma.error && obq_link_alive(d)) {
         apply_changes(d);
     }
     g_array_set_size(d->dma.changes, 0);

@@ -121,8 +121,8 @@ bool obq_socket_settle(ObPci *d, Error **errp)
         d->socket = socket_from_path(d->socket_path);
     }
     if (!d->socket) {
-        error_setg(errp, "'socket' is missing: socket=PATH says where the server listens (start "
-                         "one with `outboard serve`)");
+        error_setg(errp, "'socket' is missing: socket=PATH says where the server listens (the "
+                         "monitor of an older QEMU drops an object here: give it the path)");
         return false;
     }
     if (d->socket->type == SOCKET_ADDRESS_TYPE_UNIX) {

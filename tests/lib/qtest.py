@@ -95,7 +95,7 @@ class QmpError(Exception):
 
 
 class Qemu:
-    def __init__(self, tmp, *args, code=HALT, machine="pc", ram=None, accel="tcg"):
+    def __init__(self, tmp, *args, code=HALT, machine="pc", ram=None, accel="tcg", pass_fds=()):
         listeners = {}
         for name in ("qtest", "qmp"):
             listeners[name] = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -108,7 +108,8 @@ class Qemu:
             [qemu(), "-plugin", plugin(), "-machine", machine, "-accel", accel, "-nodefaults", "-display", "none",
              "-bios", firmware(tmp, code), "-qtest", f"unix:{tmp}/qtest.sock", "-qtest-log", "/dev/null",
              "-qmp", f"unix:{tmp}/qmp.sock", *(ram or shared_ram()), *map(str, args)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            pass_fds=pass_fds)
         self.errors = []
         self.reader = threading.Thread(target=self._read_errors, daemon=True)
         self.reader.start()

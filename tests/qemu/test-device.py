@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -149,6 +150,16 @@ def _(tmp):
                 assert vm.get("dev", "socket") == {"type": "unix", "path": path}
                 assert vm.get("dev", "connected") is True
             assert fake.connections == before + 1
+
+
+@case("connected-descriptor-as-socket")
+def _(tmp):
+    with FakeDevice(tmp / "s"), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(tmp / "s"))
+        address = {"type": "fd", "str": str(connection.fileno())}
+        words = json.dumps({"driver": "vfio-user-pci", "id": "dev", "addr": "4", "socket": address})
+        with Qemu(tmp, "-device", words, pass_fds=[connection.fileno()]) as vm:
+            assert vm.pci(4).config_read(0, 4) == 0x77774F42
 
 
 @case("hot-plug-and-unplug-again-and-again", timeout_s=180)
