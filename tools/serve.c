@@ -150,7 +150,7 @@ static int run_server(const struct serve_request *req, struct ob_server *server,
 
 static int serve_request(const struct serve_request *req)
 {
-    char banner[160] = "", sentence[512] = "it does not say why";
+    char banner[512] = "", sentence[512] = "it does not say why";
     struct ob_server *server;
     void *device;
 
