@@ -13,7 +13,7 @@ static int cmd_help(int argc, char **argv);
 /* One line a command. Its function is declared in tools.h. */
 static const struct command commands[] = {
     { "serve", "NAME SOCKET [...]", "serve a PCI device on a socket", cmd_serve },
-    { "qemu", "[options] [--] QEMU ...", "run a QEMU with the vfio-user-pci device in it", cmd_qemu },
+    { "qemu", "[options] [--] QEMU ...", "run QEMU with the device vfio-user-pci in it", cmd_qemu },
     { "info", "SOCKET [--json]", "say what device is behind a socket", cmd_info },
     { "help", "[COMMAND]", "say what a command does", cmd_help },
 };
