@@ -2,7 +2,7 @@
 /*
  * The receiving half of a channel (see channel.h). Invariant: the socket is never read past the
  * end of the message in ch->in, and ch->in_got counts the bytes of it that were read. Tests:
- * channel/every-split, channel/merged-messages.
+ * channel-receive/every-split, channel-receive/merged-messages.
  */
 #include "channel/channel.h"
 
@@ -56,7 +56,7 @@ static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
     ssize_t n;
 
     do
-        n = recvmsg(ch->fd, &mh, MSG_CMSG_CLOEXEC);
+        n = recvmsg(ch->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return -errno;

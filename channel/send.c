@@ -3,7 +3,7 @@
  * The sending half of a channel, and waiting (see channel.h). Invariants: nothing is sent past a
  * message that is queued; a message whose first byte was sent is sent to its end, or the
  * connection is shut down; fds go with the first byte, and our duplicates are closed as soon as it
- * is gone. Tests: channel/queue-keeps-order, channel/send-fails-at-every-call.
+ * is gone. Tests: channel-send/queue-keeps-order, channel-send/send-fails-at-every-call.
  */
 #include "channel/channel.h"
 #include "channel/internal.h"
@@ -70,7 +70,7 @@ static ssize_t send_some(int fd, struct iovec *iov, size_t niov, const int *fds,
         mh.msg_controllen = CMSG_SPACE(sizeof(int) * nfds);
     }
     do
-        n = sendmsg(fd, &mh, MSG_NOSIGNAL);
+        n = sendmsg(fd, &mh, MSG_DONTWAIT | MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
     return n < 0 ? -errno : n;
 }

@@ -10,7 +10,15 @@
 #include "channel/channel.h"
 #include "harness.h"
 
-enum fault { NO_FAULT, FAULT_EINTR, FAULT_EAGAIN, FAULT_SHORT, FAULT_RESET, FAULTS };
+enum fault {
+    NO_FAULT,
+    FAULT_EINTR,
+    FAULT_EAGAIN,
+    FAULT_SHORT,
+    FAULT_RESET,
+    FAULTS,
+    FAULT_ENDLESS /* of recvmsg(): from then on a peer that always has more */
+};
 
 /* The countdown-th call from now has the fault; 0: none has. */
 struct plan {

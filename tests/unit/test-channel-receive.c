@@ -252,6 +252,23 @@ TEST(long_oversize, "long-oversize-message-is-drained-piece-by-piece")
     close_pair(&p);
 }
 
+TEST(endless_oversize, "endless-oversize-message-does-not-hold-the-receiver")
+{
+    const struct ob_wire_hdr hdr = { .msg_size = UINT32_MAX };
+    struct pair p;
+
+    open_pair(&p, 1000);
+    send_raw(p.raw, &hdr, HDR, NULL, 0);
+    recv_plan = (struct plan){ 2, FAULT_ENDLESS, 0 };
+    expect_nothing(&p);
+    CHECK(recv_plan.calls < 200);
+    uint32_t got = p.ch.in_got;
+    expect_nothing(&p);
+    CHECK(p.ch.in_got > got);
+    recv_plan = (struct plan){ 0 };
+    close_pair(&p);
+}
+
 TEST(lying_header, "header-that-lies-costs-no-memory")
 {
     const struct ob_wire_hdr hdr = { .msg_size = OB_MSG_MAX };
@@ -283,6 +300,20 @@ TEST(largest, "largest-message-comes-whole")
     }
     check_msg(msg, 77, OB_PAYLOAD_MAX, 0);
     ob_msg_free(msg);
+    close_pair(&p);
+}
+
+/* Who shares the socket (a parent that passed it on) can change its flags. */
+TEST(flags_changed, "never-blocks-when-the-socket-was-made-blocking")
+{
+    struct pair p;
+
+    open_pair(&p, 64);
+    CHECK_INT(fcntl(p.ch.fd, F_SETFL, fcntl(p.ch.fd, F_GETFL) & ~O_NONBLOCK), 0);
+    expect_nothing(&p);
+    struct ob_wire_hdr hdr = { 0 };
+    while (!p.ch.out_head)
+        CHECK_INT(ob_channel_queue(&p.ch, &hdr, NULL, 0, NULL, 0), 0);
     close_pair(&p);
 }
 

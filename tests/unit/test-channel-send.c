@@ -93,6 +93,25 @@ TEST(queue_order, "queue-keeps-order")
     close(fd);
 }
 
+TEST(nothing_overtakes, "nothing-overtakes-the-queue-when-the-socket-has-room-again")
+{
+    struct ob_channel a, b;
+
+    open_channels(&a, &b);
+    for (uint16_t id = 0; id < 3; id++) {
+        send_plan = (struct plan){ 1, FAULT_EAGAIN, 0 };
+        CHECK_INT(queue(&a, id, 30, NULL, 0), 0);
+        CHECK_INT(send_plan.calls, 1);
+    }
+    for (uint16_t id = 0; id < 3; id++) {
+        struct ob_msg *msg = pump(&a, &b);
+        check_msg(msg, id, 30, 0);
+        ob_msg_free(msg);
+    }
+    ob_channel_fini(&a);
+    ob_channel_fini(&b);
+}
+
 TEST(queue_bounded, "queue-is-bounded")
 {
     struct ob_channel a, b;
