@@ -131,9 +131,14 @@ static int open_fds(struct ob_server *server)
 
 struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
 {
-    struct ob_server *server = calloc(1, sizeof(*server));
+    struct ob_server *server;
     int rc;
 
+    if (ops && ops->size == 0) {
+        errno = EINVAL;
+        return NULL;
+    }
+    server = calloc(1, sizeof(*server));
     if (!server)
         return NULL;
     if (ops)
@@ -251,13 +256,11 @@ int ob_server_step(struct ob_server *server)
 
 int ob_server_run(struct ob_server *server)
 {
-    while (!server->stop) {
+    while (!server->stop && !server->ended) {
         int rc = step(server, -1);
 
         if (rc < 0)
             return rc;
-        if (rc == 1)
-            break;
     }
     server->stop = false;
     return 0;

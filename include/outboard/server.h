@@ -41,7 +41,8 @@ struct ob_server_ops {
     void (*log)(void *opaque, enum ob_log_level level, const char *line);
 };
 
-/* ops is copied. Returns NULL without memory or file descriptors (errno says). Since 0.1. */
+/* ops is copied; NULL: none. Returns NULL without memory or file descriptors, or when ops->size was
+ * not set (errno says). Since 0.1. */
 struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque);
 /* Drops the client, removes the socket file if it was created here, frees everything. Every
  * ob_dma_ref has been put, no callback is under way. NULL is allowed. */

@@ -271,6 +271,66 @@ int peer_set_irqs(struct peer *peer, uint32_t index, uint32_t flags, uint32_t st
     return rc;
 }
 
+void peer_post32(struct peer *peer, uint64_t offset, uint32_t value)
+{
+    struct {
+        struct ob_wire_region_access access;
+        uint32_t value;
+    } message = { { offset, 0, sizeof(value) }, value };
+
+    peer_send(peer, OB_CMD_REGION_WRITE, OB_HDR_NO_REPLY, &message, 20, NULL, 0);
+}
+
+static void on_client(void *opaque, bool attached)
+{
+    struct memory_device *device = opaque;
+
+    *(attached ? &device->attached : &device->left) += 1;
+}
+
+static void on_log(void *opaque, enum ob_log_level level, const char *line)
+{
+    struct memory_device *device = opaque;
+
+    if (level != OB_LOG_DEBUG)
+        snprintf(device->log, sizeof(device->log), "%s", line);
+}
+
+static int on_access(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)
+{
+    struct memory_device *device = opaque;
+
+    if (is_write)
+        memcpy(device->memory + offset, data, count);
+    else
+        memcpy(data, device->memory + offset, count);
+    device->writes += is_write;
+    return 0;
+}
+
+struct ob_server *memory_device_server(struct memory_device *device)
+{
+    static const struct ob_server_ops ops = { sizeof(ops), NULL, on_client, NULL, on_log };
+    struct ob_region region = { .size = sizeof(device->memory),
+                                .flags = OB_REGION_READ | OB_REGION_WRITE,
+                                .access = on_access,
+                                .opaque = device };
+    struct ob_server *server = ob_server_new(&ops, device);
+
+    memset(device, 0, sizeof(*device));
+    CHECK(server);
+    CHECK_INT(ob_server_set_region(server, 0, &region), 0);
+    return server;
+}
+
+struct ob_server *memory_device_listen(struct memory_device *device)
+{
+    struct ob_server *server = memory_device_server(device);
+
+    CHECK_INT(ob_server_listen(server, peer_socket_path(), 0), 0);
+    return server;
+}
+
 int peer_memfd(uint64_t size)
 {
     int fd = memfd_create("test", MFD_CLOEXEC);

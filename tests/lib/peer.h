@@ -64,6 +64,21 @@ int peer_unmap(struct peer *peer, uint64_t address, uint64_t size, uint32_t flag
 int peer_set_irqs(struct peer *peer, uint32_t index, uint32_t flags, uint32_t start, uint32_t count,
                   const uint8_t *bools, const int *fds, unsigned nfds);
 
+/* A posted write of 4 bytes to region 0. */
+void peer_post32(struct peer *peer, uint64_t offset, uint32_t value);
+
+/* A device that is nothing but memory (region 0), for cases that need any device. */
+struct memory_device {
+    uint8_t memory[4096];
+    int attached, left; /* how often a client has */
+    unsigned writes;
+    char log[256]; /* the last line */
+};
+
+/* The server of it, not offered yet; and one that listens as peer_server_new()'s does. */
+struct ob_server *memory_device_server(struct memory_device *device);
+struct ob_server *memory_device_listen(struct memory_device *device);
+
 /* A memory file of that size. */
 int peer_memfd(uint64_t size);
 /* The counter of a non-blocking eventfd, taken; 0 when it was not signalled. */
