@@ -151,6 +151,11 @@ int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const st
 void ob_client_wait_locked(struct ob_client *c, struct ob_request *req);
 /* The deadline of a request has come. */
 void ob_request_expire_locked(struct ob_client *c, struct ob_request *req);
+/* Keeps the embedder's loop asleep until ob_client_rearm_locked(), for a caller that sends and is
+ * going to wait: else the reply could wake both. */
+void ob_client_quiet_locked(struct ob_client *c);
+/* Lets the loop hear of the socket again, unless somebody has the role. */
+void ob_client_rearm_locked(struct ob_client *c);
 /* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */
 void ob_client_want_output_locked(struct ob_client *c);
 

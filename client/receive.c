@@ -19,6 +19,16 @@ static void arm_locked(struct ob_client *c, bool armed)
     epoll_ctl(c->loop_epoll, EPOLL_CTL_MOD, c->socket_epoll, &event);
 }
 
+void ob_client_quiet_locked(struct ob_client *c)
+{
+    arm_locked(c, false);
+}
+
+void ob_client_rearm_locked(struct ob_client *c)
+{
+    arm_locked(c, !c->role_taken && !c->told);
+}
+
 void ob_client_want_output_locked(struct ob_client *c)
 {
     bool wanted = c->channel.out_head != NULL;
@@ -47,7 +57,7 @@ static void release_role_locked(struct ob_client *c)
     while (heir && heir->request->done)
         heir = heir->next;
     c->role_taken = heir != NULL;
-    arm_locked(c, !heir && !c->told);
+    ob_client_rearm_locked(c);
     if (heir) {
         heir->has_role = true;
         pthread_cond_signal(&heir->wake);
@@ -166,6 +176,8 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
     }
     if (w.has_role)
         release_role_locked(c);
+    else
+        ob_client_rearm_locked(c);
 }
 
 int ob_client_step(struct ob_client *c)

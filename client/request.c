@@ -164,9 +164,12 @@ int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
         rc = -EBUSY;
     } else {
         req->id = hdr.msg_id = new_id_locked(c);
+        ob_client_quiet_locked(c);
         rc = ob_client_send_locked(c, &hdr, body);
     }
-    if (rc == 0) {
+    if (rc < 0) {
+        ob_client_rearm_locked(c);
+    } else {
         struct ob_request **bucket = bucket_of(c, req->id);
         req->next = *bucket;
         *bucket = req;
