@@ -81,7 +81,7 @@ def _(tmp):
 def _(tmp):
     done = serve()
     assert done.returncode == 0 and not done.stderr
-    for name in ("gpio", "edu", "null"):
+    for name in ("nvme", "gpio", "edu", "null"):
         assert f"\n  {name} " in done.stdout, done.stdout
 
 
@@ -117,7 +117,8 @@ def _(tmp):
     path = tmp / "s"
     for words in (("gpio", "--toggle-ms", "1000", path), ("gpio", path, "--toggle-ms=1000"),
                   ("--socket-path", path, "gpio", "--loopback"), ("gpio", f"--socket-path={path}"),
-                  ("gpio", "--", path)):
+                  ("gpio", "--", path), ("nvme", "--lba", "4096", path, "mem:1M"),
+                  ("nvme", "mem:1M", "--queues=2", "--socket-path", path), ("nvme", path, "--lba=512", "--", "mem:1M")):
         with Server(*words) as server:
             assert server.start_line.endswith(f" on {path}\n")
             assert server.end(signal.SIGTERM)[0] == 0
