@@ -41,7 +41,8 @@ static void cap_msi(ObPci *d, uint8_t pos, unsigned room)
     uint16_t flags = lduw_le_p(d->server_config + pos + PCI_MSI_FLAGS);
     unsigned order = (flags & PCI_MSI_FLAGS_QMASK) >> 1;
     bool wide = flags & PCI_MSI_FLAGS_64BIT, mask = flags & PCI_MSI_FLAGS_MASKBIT;
-    unsigned size = (wide ? 0x0e : 0x0a) + (mask ? 0x0a : 0);
+    unsigned message_end = wide ? PCI_MSI_DATA_64 + 2 : PCI_MSI_DATA_32 + 2;
+    unsigned size = message_end + (mask ? 0x0a : 0);
     unsigned vectors;
     Error *err = NULL;
 
@@ -58,7 +59,8 @@ static void cap_msi(ObPci *d, uint8_t pos, unsigned room)
         return;
     }
     cap_emulate(d, pos, size);
-    memset(d->forward + pos + PCI_MSI_FLAGS, true, size - PCI_MSI_FLAGS);
+    /* Not the masks: a server that obeys them too would hold back what we have to latch. */
+    memset(d->forward + pos + PCI_MSI_FLAGS, true, message_end - PCI_MSI_FLAGS);
 }
 
 /* Whether [offset, offset + size) lies in a memory BAR that exists. */
