@@ -53,9 +53,13 @@ static int build_pci(struct nvme_ctrl *c)
 
     if ((rc = ob_pci_init(s, &id, true, true)) < 0 ||
         (rc = ob_pci_add_bar(s, 0, NVME_BAR_SIZE, OB_PCI_BAR_64)) < 0 ||
-        (rc = ob_server_set_region(s, OB_PCI_REGION_BAR0, &bar)) < 0 ||
-        (rc = ob_pci_add_pm(s)) < 0 || (rc = ob_pci_add_msi(s, msi_vectors(vectors))) < 0 ||
-        (rc = ob_pci_add_pcie(s)) < 0 ||
+        (rc = ob_server_set_region(s, OB_PCI_REGION_BAR0, &bar)) < 0 || (rc = ob_pci_add_pm(s)) < 0)
+        return rc;
+    if (c->cfg.interrupts >= NVME_MSI && (rc = ob_pci_add_msi(s, msi_vectors(vectors))) < 0)
+        return rc;
+    if ((rc = ob_pci_add_pcie(s)) < 0)
+        return rc;
+    if (c->cfg.interrupts >= NVME_MSIX &&
         (rc = ob_pci_add_msix(s, vectors, 0, NVME_MSIX_TABLE, 0, NVME_MSIX_PBA)) < 0)
         return rc;
     return 0;

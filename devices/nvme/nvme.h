@@ -130,6 +130,9 @@ struct nvme_sq {
 /* ---- The controller ----------------------------------------------------------------------------
  */
 
+/* The most capable kind that the disk offers, beside the less capable ones. */
+enum nvme_interrupts { NVME_INTX, NVME_MSI, NVME_MSIX };
+
 struct nvme_config {
     const char *image;
     bool read_only;
@@ -137,6 +140,7 @@ struct nvme_config {
     unsigned lba_shift;
     unsigned queues; /* I/O queue pairs */
     enum blk_aio aio;
+    enum nvme_interrupts interrupts;
     const char *serial; /* NULL: made from the image */
     const char *model;
     uint16_t pci_vendor, pci_device;

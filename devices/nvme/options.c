@@ -13,15 +13,11 @@
 #define QUEUES_DEFAULT 16u
 
 const struct option nvme_long_options[] = {
-    { "read-only", no_argument, NULL, 'r' },
-    { "lba", required_argument, NULL, 'l' },
-    { "queues", required_argument, NULL, 'q' },
-    { "doorbells", required_argument, NULL, 'd' },
-    { "aio", required_argument, NULL, 'a' },
-    { "serial", required_argument, NULL, 's' },
-    { "model", required_argument, NULL, 'm' },
-    { "pci-id", required_argument, NULL, 'p' },
-    { 0 },
+    { "read-only", no_argument, NULL, 'r' },    { "lba", required_argument, NULL, 'l' },
+    { "queues", required_argument, NULL, 'q' }, { "doorbells", required_argument, NULL, 'd' },
+    { "aio", required_argument, NULL, 'a' },    { "interrupts", required_argument, NULL, 'i' },
+    { "serial", required_argument, NULL, 's' }, { "model", required_argument, NULL, 'm' },
+    { "pci-id", required_argument, NULL, 'p' }, { 0 },
 };
 
 const char nvme_options_help[] =
@@ -31,6 +27,7 @@ const char nvme_options_help[] =
     "  --doorbells mapped      the guest rings by a store to memory, and we look (default)\n"
     "  --doorbells trapped     each ring is a message, and nobody has to look\n"
     "  --aio HOW               auto (default), uring or threads\n"
+    "  --interrupts KIND       the best kind to offer: msix (default), msi or intx\n"
     "  --serial TEXT           serial number, at most 20 characters (default: from the image)\n"
     "  --model TEXT            model, at most 40 characters (default: Outboard NVMe)\n"
     "  --pci-id VENDOR:DEVICE  in hexadecimal (default 4f42:0001)\n";
@@ -77,6 +74,7 @@ static int take_pci_id(const char *text, struct nvme_config *cfg, char *errbuf, 
 static int take_option(int opt, const char *arg, struct nvme_config *cfg, char *errbuf, size_t size)
 {
     static const char *const aio[] = { "auto", "uring", "threads" };
+    static const char *const interrupts[] = { "intx", "msi", "msix" };
     uint64_t number;
     int rc;
 
@@ -106,6 +104,13 @@ static int take_option(int opt, const char *arg, struct nvme_config *cfg, char *
                 return 0;
         }
         return fail(errbuf, size, "--aio takes auto, uring or threads, not '%s'", arg);
+    case 'i':
+        for (int i = 0; i < 3; i++) {
+            cfg->interrupts = (enum nvme_interrupts)i;
+            if (strcmp(arg, interrupts[i]) == 0)
+                return 0;
+        }
+        return fail(errbuf, size, "--interrupts takes msix, msi or intx, not '%s'", arg);
     case 's':
         return take_text("serial", arg, SERIAL_MAX, &cfg->serial, errbuf, size);
     case 'm':
@@ -123,6 +128,7 @@ int nvme_parse_options(int argc, char **argv, struct nvme_config *cfg, char *err
 
     *cfg = (struct nvme_config){ .lba_shift = 9,
                                  .queues = QUEUES_DEFAULT,
+                                 .interrupts = NVME_MSIX,
                                  .model = "Outboard NVMe",
                                  .pci_vendor = 0x4f42,
                                  .pci_device = 0x0001 };
