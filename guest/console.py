@@ -8,7 +8,7 @@ import termios
 import tty
 
 LEAVE = b"\x1d"  # Ctrl-]
-END_OF_INPUT = b"\x04"  # Ctrl-D
+END_OF_INPUT = b"exit\n"  # Ctrl-D is lost when the shell changes the mode of its terminal
 
 
 @contextlib.contextmanager
