@@ -143,19 +143,30 @@ static void bar_register(ObBar *bar, const struct ob_region_info *info)
     pci_register_bar(PCI_DEVICE(d), bar->index, bar->type, &bar->mr);
 }
 
-/* Posted writes would overtake what the guest does to a mapped area. */
-static void bars_choose_posting(ObPci *d, bool mappable)
+bool obq_bars_have_maps(const ObPci *d)
 {
     for (unsigned i = 0; i < OB_BARS; i++) {
-        d->bars[i].posted =
-            !mappable && !d->no_posted_writes && !(d->bars[i].type & PCI_BASE_ADDRESS_SPACE_IO);
+        if (d->bars[i].nmaps) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What the guest does to a mapped area would overtake posted writes. */
+static void bars_choose_posting(ObPci *d)
+{
+    bool posted = !d->no_posted_writes && !obq_bars_have_maps(d);
+
+    for (unsigned i = 0; i < OB_BARS; i++) {
+        d->bars[i].posted = posted && !(d->bars[i].type & PCI_BASE_ADDRESS_SPACE_IO);
     }
 }
 
 bool obq_bars_init(ObPci *d, Error **errp)
 {
     struct ob_region_info info[OB_BARS];
-    bool mappable = false, good = true;
+    bool good = true;
     unsigned n;
 
     for (n = 0; n < OB_BARS; n++) {
@@ -168,7 +179,6 @@ bool obq_bars_init(ObPci *d, Error **errp)
         }
         d->bars[n].d = d;
         d->bars[n].index = n;
-        mappable |= info[n].layout.flags & OB_REGION_MMAP;
     }
     for (unsigned i = n; good && i-- > 0;) { /* downwards: a 64-bit BAR looks at the next */
         good = !info[i].layout.size || bar_check(d, i, info[i].layout.size, errp);
@@ -179,7 +189,7 @@ bool obq_bars_init(ObPci *d, Error **errp)
         }
         ob_region_info_fini(&info[i]);
     }
-    bars_choose_posting(d, mappable);
+    bars_choose_posting(d);
     d->maps_enabled = true;
     return good;
 }

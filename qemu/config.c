@@ -182,17 +182,18 @@ static void config_forward(ObPci *d, uint32_t addr, const uint8_t *bytes, int le
     }
 }
 
-static void config_forward_command(ObPci *d, uint16_t command, bool wait_unlocked)
+static int config_forward_command(ObPci *d, uint16_t command, bool wait_unlocked)
 {
     uint8_t bytes[2];
 
     stw_le_p(bytes, command & COMMAND_FORWARDED);
-    obq_link_write(d, OB_PCI_REGION_CONFIG, PCI_COMMAND, bytes, sizeof(bytes), wait_unlocked);
+    return obq_link_write(d, OB_PCI_REGION_CONFIG, PCI_COMMAND, bytes, sizeof(bytes),
+                          wait_unlocked);
 }
 
-void obq_config_quiesce(ObPci *d)
+int obq_config_quiesce(ObPci *d)
 {
-    config_forward_command(d, 0, false);
+    return config_forward_command(d, 0, false);
 }
 
 void obq_config_write(PCIDevice *pdev, uint32_t addr, uint32_t val, int len)

@@ -3,10 +3,11 @@
 #include "device.h"
 
 /* Also undoes a realize that failed half way, so it asks nothing about how far that came. The
- * connection ends first of the parts that others use: from then on nothing is sent or received. */
+ * connection ends first, which takes everything back at the server: nothing is sent any more. */
 static void obq_pci_teardown(ObPci *d)
 {
     obq_unblock_migration(&d->migration_blocker);
+    obq_link_shutdown(d);
     obq_irq_fini(d);
     obq_link_fini(d);
     obq_memory_fini(d);
@@ -51,6 +52,22 @@ static void obq_pci_exit(PCIDevice *pdev)
     obq_pci_teardown(OB_PCI(pdev));
 }
 
+static void reset_server(ObPci *d)
+{
+    int rc;
+
+    obq_link_control(d, obq_config_quiesce(d), "a reset");
+    if (!(d->info.flags & OB_DEVICE_RESET) || !obq_link_alive(d)) {
+        return;
+    }
+    rc = obq_link_control(d, ob_client_reset(d->link.client), "a reset");
+    if (rc < 0 && obq_link_alive(d)) {
+        char text[128];
+
+        obq_link_complain(d, "reset failed: %s", ob_strerror(rc, text, sizeof(text)));
+    }
+}
+
 /*
  * The device is quiet before the server resets it: no interrupt armed, no bus mastering. QEMU's
  * core clears what it keeps (command, BARs, MSI) afterwards.
@@ -58,22 +75,13 @@ static void obq_pci_exit(PCIDevice *pdev)
 static void obq_pci_reset(DeviceState *dev)
 {
     ObPci *d = OB_PCI(dev);
-    int rc;
 
     if (!obq_link_alive(d)) {
         return;
     }
     obq_irq_stop(d);
     if (!d->flr) {
-        obq_config_quiesce(d);
-        if (d->info.flags & OB_DEVICE_RESET) {
-            rc = ob_client_reset(d->link.client);
-            if (rc < 0 && obq_link_alive(d)) {
-                char text[128];
-
-                obq_link_complain(d, "reset failed: %s", ob_strerror(rc, text, sizeof(text)));
-            }
-        }
+        reset_server(d);
     }
     obq_irq_start_intx(d);
 }

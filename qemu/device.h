@@ -148,6 +148,7 @@ char *obq_socket_name(const SocketAddress *addr);
 
 /* link.c */
 bool obq_link_init(ObPci *d, Error **errp);
+/* After obq_link_shutdown(). */
 void obq_link_fini(ObPci *d);
 /* Accesses to a region. wait_unlocked: the BQL is dropped while waiting; only for a vCPU's own
  * access, with nothing half done. Results as in client.h; -ENOTCONN after teardown. */
@@ -159,6 +160,11 @@ int obq_link_unmask_intx(ObPci *d, bool wait_unlocked);
 bool obq_link_alive(const ObPci *d);
 /* Ends the connection because of what the server did; BQL. */
 void obq_link_drop(ObPci *d, const char *why);
+/* The result of a request that sets the device up, made with the BQL: a server that leaves it
+ * unanswered is dropped, so that the machine never waits for it twice. Returns rc. */
+int obq_link_control(ObPci *d, int rc, const char *what);
+/* Wakes whoever waits for the server, and lets nobody wait from now on. */
+void obq_link_shutdown(ObPci *d);
 /* "vfio-user-pci ID (NAME): ...", at most one line a few seconds. */
 void obq_link_complain(ObPci *d, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* The device's failure as an Error: what was tried, and why it failed. */
@@ -169,7 +175,7 @@ bool obq_config_init(ObPci *d, Error **errp);
 uint32_t obq_config_read(PCIDevice *pdev, uint32_t addr, int len);
 void obq_config_write(PCIDevice *pdev, uint32_t addr, uint32_t val, int len);
 /* Clears the command register on the server's side. */
-void obq_config_quiesce(ObPci *d);
+int obq_config_quiesce(ObPci *d);
 
 /* caps.c: after the BARs */
 void obq_caps_init(ObPci *d);
@@ -179,6 +185,7 @@ void obq_caps_fini(ObPci *d);
 bool obq_bars_init(ObPci *d, Error **errp);
 void obq_bars_fini(ObPci *d);
 void obq_bars_free(ObPci *d);
+bool obq_bars_have_maps(const ObPci *d);
 void obq_bars_set_mapped(ObPci *d, bool mapped);
 
 /* rom.c */

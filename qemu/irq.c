@@ -53,7 +53,9 @@ void obq_irq_update(ObPci *d)
     if (mode != d->irq_mode ||
         (mode == OB_MODE_MSI && d->nvectors != msi_nr_vectors_allocated(pdev))) {
         obq_irq_stop(d);
-        irq_start(d, mode);
+        if (obq_link_alive(d)) {
+            irq_start(d, mode);
+        }
     } else if (mode == OB_MODE_MSI) {
         obq_msi_update(d);
     }
@@ -96,7 +98,8 @@ static void event_arm(ObPci *d, unsigned which)
     d->event_armed[which] = true;
     event_notifier_set_handler(n, which ? req_cb : err_cb);
     fd = event_notifier_get_fd(n);
-    ob_client_irq_eventfds(d->link.client, OB_PCI_IRQ_ERR + which, 0, 1, &fd);
+    obq_link_control(d, ob_client_irq_eventfds(d->link.client, OB_PCI_IRQ_ERR + which, 0, 1, &fd),
+                     "arming ERR or REQ");
 }
 
 void obq_irq_init(ObPci *d)

@@ -12,16 +12,6 @@
  */
 #include "device.h"
 
-static bool has_maps(ObPci *d)
-{
-    for (unsigned i = 0; i < OB_BARS; i++) {
-        if (d->bars[i].nmaps) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static void mmap_timer_cb(void *opaque)
 {
     ObPci *d = opaque;
@@ -39,7 +29,7 @@ static void raised_cb(EventNotifier *n)
         return;
     }
     d->intx.pending = true;
-    if (has_maps(d)) {
+    if (obq_bars_have_maps(d)) {
         timer_del(d->intx.mmap_timer);
         obq_bars_set_mapped(d, false);
     }
@@ -51,7 +41,7 @@ static void eoi_cb(EventNotifier *n)
     ObPci *d = container_of(n, ObPci, intx.unmask);
 
     if (event_notifier_test_and_clear(n)) {
-        obq_link_unmask_intx(d, false);
+        obq_link_control(d, obq_link_unmask_intx(d, false), "unmasking INTx");
     }
 }
 
@@ -62,7 +52,7 @@ void obq_intx_served(ObPci *d, bool wait_unlocked)
     }
     d->intx.pending = false;
     pci_irq_deassert(PCI_DEVICE(d));
-    if (has_maps(d)) {
+    if (obq_bars_have_maps(d)) {
         timer_mod(d->intx.mmap_timer,
                   qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) + d->intx_mmap_timeout_ms);
     }
@@ -136,12 +126,14 @@ void obq_intx_start(ObPci *d)
         event_notifier_set_handler(&intx->notifier, raised_cb);
     }
     fd = event_notifier_get_fd(&intx->notifier);
-    rc = ob_client_irq_eventfds(d->link.client, OB_PCI_IRQ_INTX, 0, 1, &fd);
+    rc = obq_link_control(d, ob_client_irq_eventfds(d->link.client, OB_PCI_IRQ_INTX, 0, 1, &fd),
+                          "arming INTx");
     if (rc < 0 && obq_link_alive(d)) {
         obq_link_complain(d, "the server does not take the eventfd of INTx: the guest will miss "
                              "its interrupts");
     }
-    obq_link_unmask_intx(d, false); /* it may be masked from before */
+    /* it may be masked from before */
+    obq_link_control(d, obq_link_unmask_intx(d, false), "unmasking INTx");
 }
 
 void obq_intx_stop(ObPci *d)
@@ -152,7 +144,8 @@ void obq_intx_stop(ObPci *d)
         return;
     }
     if (obq_link_alive(d)) {
-        ob_client_irq_disable(d->link.client, OB_PCI_IRQ_INTX);
+        obq_link_control(d, ob_client_irq_disable(d->link.client, OB_PCI_IRQ_INTX),
+                         "disabling INTx");
     }
     if (intx->kvm) {
         intx_detach_kvm(d);

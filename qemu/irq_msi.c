@@ -104,7 +104,9 @@ static uint32_t irq_index(ObIrqMode mode)
 
 static void vectors_hand_over(ObPci *d, ObIrqMode mode, unsigned start, unsigned n, const int *fds)
 {
-    int rc = ob_client_irq_eventfds(d->link.client, irq_index(mode), start, n, fds);
+    int rc =
+        obq_link_control(d, ob_client_irq_eventfds(d->link.client, irq_index(mode), start, n, fds),
+                         "arming interrupts");
 
     if (rc < 0 && obq_link_alive(d)) {
         char text[128];
@@ -196,7 +198,8 @@ void obq_msi_stop(ObPci *d, ObIrqMode mode)
         msix_unset_vector_notifiers(PCI_DEVICE(d));
     }
     if (obq_link_alive(d)) {
-        ob_client_irq_disable(d->link.client, irq_index(mode));
+        obq_link_control(d, ob_client_irq_disable(d->link.client, irq_index(mode)),
+                         "disabling interrupts");
     }
     for (unsigned i = 0; i < d->nvectors; i++) {
         vector_disarm(&d->vectors[i]);

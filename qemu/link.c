@@ -183,10 +183,30 @@ static void lost_cb(void *opaque, const char *why)
     qemu_bh_schedule(d->link.lost_bh);
 }
 
+void obq_link_shutdown(ObPci *d)
+{
+    if (d->link.client) {
+        ob_client_shutdown(d->link.client, "the device was unplugged");
+    }
+}
+
 void obq_link_drop(ObPci *d, const char *why)
 {
     ob_client_shutdown(d->link.client, why);
     qemu_bh_schedule(d->link.lost_bh);
+}
+
+int obq_link_control(ObPci *d, int rc, const char *what)
+{
+    if (rc == -ETIMEDOUT && obq_link_alive(d)) {
+        char *why = g_strdup_printf("no answer within %" PRIu32 " ms to %s (x-msg-timeout gives it "
+                                    "more time)",
+                                    d->timeout_ms, what);
+
+        obq_link_drop(d, why);
+        g_free(why);
+    }
+    return rc;
 }
 
 /* Asks what the device is. An IRQ index that the server does not want to talk about is absent. */
@@ -257,7 +277,6 @@ void obq_link_fini(ObPci *d)
     if (client) {
         d->link.client = NULL;
         qemu_set_fd_handler(ob_client_fd(client), NULL, NULL, NULL);
-        ob_client_shutdown(client, "the device was unplugged");
         qemu_mutex_lock(&d->link.lock);
         while (d->link.waiting) {
             qemu_cond_wait(&d->link.idle, &d->link.lock);

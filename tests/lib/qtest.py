@@ -148,6 +148,11 @@ class Qemu:
         for line in self.process.stderr:
             self.errors.append(line)
 
+    def wait_said(self, text):
+        """QEMU's messages, once text is among them."""
+        wait_for(lambda: text in self.stderr(), f"message '{text}'")
+        return self.stderr()
+
     def stderr(self):
         return "".join(self.errors)
 

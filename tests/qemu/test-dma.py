@@ -36,7 +36,7 @@ def edu_round_trip(tmp, ram):
         vm.write_bytes(0x300000, bytes(4096))
         edu_dma(pci, CARD_BUFFER, 0x300000, 4096, TO_RAM)
         assert vm.read_bytes(0x300000, 4096) == bytes(4096)
-        return vm.stderr()
+    return vm.stderr()
 
 
 @case("edu-transfers-with-shared-ram")
@@ -175,7 +175,7 @@ def _(tmp):
         fake.on[DMA_MAP] = refuse
         add_dimm(vm)
         wait_for(lambda: vm.get("dev", "connected") is False)
-        wait_for(lambda: "does not map guest memory" in vm.stderr())
+        vm.wait_said("does not map guest memory")
         assert vm.pci(4).config_read(0, 4) == 0xFFFFFFFF
 
 
