@@ -66,6 +66,13 @@ int ob_client_die(struct ob_client *c, const char *fmt, ...)
     return -ENOTCONN;
 }
 
+int ob_client_send_failed_locked(struct ob_client *c, int rc)
+{
+    if (rc == -EPIPE || rc == -ECONNRESET)
+        return ob_client_die_locked(c, "the server closed the connection");
+    return ob_client_die_locked(c, "the connection broke while sending: %s", ob_errno_text(-rc));
+}
+
 void ob_client_shutdown(struct ob_client *c, const char *why)
 {
     ob_client_lock(c);

@@ -108,6 +108,8 @@ void ob_client_unlock(struct ob_client *c);
 int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 int ob_client_die(struct ob_client *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The connection is dead because sending failed with the negative errno rc. */
+int ob_client_send_failed_locked(struct ob_client *c, int rc);
 /* Most bytes of data that may go in one message, in either direction. */
 uint32_t ob_client_xfer_max(const struct ob_client *c);
 

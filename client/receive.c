@@ -45,7 +45,7 @@ static void flush_locked(struct ob_client *c)
     int rc = c->dead ? 0 : ob_channel_flush(&c->channel);
 
     if (rc < 0)
-        ob_client_die_locked(c, "the connection broke while sending: %s", ob_errno_text(-rc));
+        ob_client_send_failed_locked(c, rc);
     ob_client_want_output_locked(c);
 }
 

@@ -142,8 +142,7 @@ int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const st
                                             : 0,
                           body->fds, body->nfds);
     if (rc < 0 && !is_local_failure(rc))
-        return ob_client_die_locked(c, "the connection broke while sending: %s",
-                                    ob_errno_text(-rc));
+        return ob_client_send_failed_locked(c, rc);
     ob_client_want_output_locked(c);
     return rc;
 }

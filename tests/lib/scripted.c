@@ -185,25 +185,29 @@ void peer_serve(struct peer *peer)
     }
 }
 
-static void negotiate(struct peer *peer)
+/* False when the client has left before. */
+static bool negotiate(struct peer *peer)
 {
     struct ob_wire_version version = { 0, 0 };
     const char *json = peer->json ? peer->json : "{}";
     char payload[512];
 
-    peer_expect(peer, OB_CMD_VERSION);
+    if (!peer_recv(peer))
+        return false;
+    CHECK_INT(peer->msg->hdr.cmd, OB_CMD_VERSION);
     memcpy(payload, &version, sizeof(version));
     CHECK(strlen(json) < sizeof(payload) - sizeof(version));
     strcpy(payload + sizeof(version), json);
     peer_reply(peer, payload, (uint32_t)(sizeof(version) + strlen(json) + 1));
+    return true;
 }
 
 static void *run(void *opaque)
 {
     struct peer *peer = opaque;
 
-    negotiate(peer);
-    peer->script(peer);
+    if (negotiate(peer))
+        peer->script(peer);
     close(peer->fd);
     return NULL;
 }
@@ -216,11 +220,10 @@ static void lost(void *opaque, const char *why)
     snprintf(peer->why, sizeof(peer->why), "%s", why);
 }
 
-void peer_start(struct peer *peer, void (*script)(struct peer *peer),
-                const struct ob_client_options *opt)
+int peer_try_start(struct peer *peer, void (*script)(struct peer *peer),
+                   const struct ob_client_options *opt)
 {
     struct ob_client_options full = OB_CLIENT_OPTIONS_INIT;
-    char why[256];
     int fds[2];
 
     if (opt)
@@ -233,8 +236,17 @@ void peer_start(struct peer *peer, void (*script)(struct peer *peer),
     peer->msg = malloc(sizeof(*peer->msg));
     CHECK(peer->msg != NULL);
     CHECK_INT(pthread_create(&peer->thread, NULL, run, peer), 0);
-    if (ob_client_connect_fd(fds[0], &full, &peer->client, why, sizeof(why)) < 0)
-        test_fail(__FILE__, __LINE__, "no connection: %s", why);
+    peer->client = NULL;
+    if (peer->before_connect)
+        peer->before_connect(peer);
+    return ob_client_connect_fd(fds[0], &full, &peer->client, peer->why, sizeof(peer->why));
+}
+
+void peer_start(struct peer *peer, void (*script)(struct peer *peer),
+                const struct ob_client_options *opt)
+{
+    if (peer_try_start(peer, script, opt) < 0)
+        test_fail(__FILE__, __LINE__, "no connection: %s", peer->why);
 }
 
 void peer_join(struct peer *peer)

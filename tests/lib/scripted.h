@@ -26,9 +26,10 @@ struct peer {
     int fd;
     struct ob_client *client;
     void (*script)(struct peer *peer);
-    const char *json; /* of the negotiation; NULL: "{}" */
-    atomic_int lost;  /* how often the client's lost callback ran */
-    char why[256];    /* what it was told */
+    void (*before_connect)(struct peer *peer); /* called in the client's thread; may be NULL */
+    const char *json;                          /* of the negotiation; NULL: "{}" */
+    atomic_int lost;                           /* how often the client's lost callback ran */
+    char why[256];                             /* what it was told */
     void *arg;
     struct peer_msg *msg; /* the last one received */
     pthread_t thread;
@@ -40,6 +41,9 @@ struct peer {
  */
 void peer_start(struct peer *peer, void (*script)(struct peer *peer),
                 const struct ob_client_options *opt);
+/* The same, but returns what ob_client_connect_fd() does; peer->client is NULL on failure. */
+int peer_try_start(struct peer *peer, void (*script)(struct peer *peer),
+                   const struct ob_client_options *opt);
 /* Waits for the script's end, frees the client. */
 void peer_stop(struct peer *peer);
 /* Waits until the script has ended, so that the connection is closed; the client stays. */

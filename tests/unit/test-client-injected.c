@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A whole session of the client in which the Nth system call or allocation goes wrong, for every
+ * N there is. What the kernel may do at any time (short counts, EINTR, EAGAIN) must not be noticed
+ * at all; what breaks the connection or takes memory away must end as an error, with nothing
+ * leaked. Only the thread of the client is hit.
+ */
+#include "harness.h"
+#include "scripted.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum injection { NOTHING, SHORT_SEND, SHORT_RECV, FAIL_SEND, FAIL_RECV, FAIL_WAIT, FAIL_MALLOC };
+
+static _Thread_local enum injection injection;
+static _Thread_local int error; /* of the call that fails */
+static _Thread_local long left; /* calls until it happens; < 0: it happens at every call */
+static _Thread_local bool happened;
+
+static bool hit(enum injection kind)
+{
+    if (injection != kind || (left > 0 && left--))
+        return false;
+    if (left == 0)
+        injection = NOTHING;
+    happened = true;
+    return true;
+}
+
+/* The message cut to its first 5 bytes; to no more than it has. */
+static void cut(struct msghdr *mh, struct iovec *iov, const struct msghdr *from)
+{
+    *mh = *from;
+    *iov = from->msg_iov[0];
+    if (iov->iov_len > 5)
+        iov->iov_len = 5;
+    mh->msg_iov = iov;
+    mh->msg_iovlen = 1;
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *mh, int flags)
+{
+    struct msghdr less;
+    struct iovec iov;
+
+    if (hit(FAIL_SEND)) {
+        errno = error;
+        return -1;
+    }
+    if (hit(SHORT_SEND)) {
+        cut(&less, &iov, mh);
+        return syscall(SYS_sendmsg, fd, &less, flags);
+    }
+    return syscall(SYS_sendmsg, fd, mh, flags);
+}
+
+ssize_t recvmsg(int fd, struct msghdr *mh, int flags)
+{
+    struct iovec *all = mh->msg_iov, iov;
+    ssize_t rc;
+
+    if (hit(FAIL_RECV)) {
+        errno = error;
+        return -1;
+    }
+    if (!hit(SHORT_RECV))
+        return syscall(SYS_recvmsg, fd, mh, flags);
+    cut(mh, &iov, mh);
+    rc = syscall(SYS_recvmsg, fd, mh, flags);
+    mh->msg_iov = all;
+    return rc;
+}
+
+int epoll_wait(int fd, struct epoll_event *events, int max, int timeout_ms)
+{
+    if (hit(FAIL_WAIT)) {
+        errno = error;
+        return -1;
+    }
+    return (int)syscall(SYS_epoll_pwait, fd, events, max, timeout_ms, NULL, 8);
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define OWN_MALLOC 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define OWN_MALLOC 0
+#endif
+#endif
+#ifndef OWN_MALLOC
+#define OWN_MALLOC 1
+#endif
+
+#if OWN_MALLOC
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *old, size_t size);
+
+void *malloc(size_t size)
+{
+    return hit(FAIL_MALLOC) ? NULL : __libc_malloc(size);
+}
+
+void *calloc(size_t n, size_t size)
+{
+    return hit(FAIL_MALLOC) ? NULL : __libc_calloc(n, size);
+}
+
+void *realloc(void *old, size_t size)
+{
+    return hit(FAIL_MALLOC) ? NULL : __libc_realloc(old, size);
+}
+#endif
+
+/* ---- The session --------------------------------------------------------------------------- */
+
+#define BIG (600u << 10) /* more than a socket holds */
+
+static const struct ob_wire_region_info mappable = {
+    sizeof(mappable), OB_REGION_READ | OB_REGION_WRITE | OB_REGION_MMAP, 2, 0, 4096, 0
+};
+
+/* Wants DMA before it answers a read, and leaves when the client does. */
+static void serve_with_dma(struct peer *peer)
+{
+    int fd = memfd_create("bar", MFD_CLOEXEC);
+
+    CHECK_INT(ftruncate(fd, 4096), 0);
+    while (peer_recv(peer)) {
+        uint16_t cmd = peer->msg->hdr.cmd;
+        peer_close_fds(peer);
+        if (peer->msg->hdr.flags & OB_HDR_NO_REPLY)
+            continue;
+        if (cmd == OB_CMD_REGION_READ) {
+            struct peer_access request = peer_keep(peer);
+            peer_dma(peer, 1, OB_CMD_DMA_READ, 0x1000, 4, NULL, 0);
+            if (!peer_recv(peer))
+                break;
+            /* Without memory for it, the client refuses the DMA and goes on. */
+            CHECK(peer->msg->hdr.flags & OB_HDR_ERROR ||
+                  memcmp(peer->msg->payload + sizeof(struct ob_wire_dma_access), "dma!", 4) == 0);
+            peer_answer(peer, &request, "read");
+        } else if (cmd == OB_CMD_REGION_WRITE) {
+            for (uint32_t i = 16; i < peer->msg->len; i++)
+                CHECK_INT(peer->msg->payload[i], 0x77);
+            peer_reply(peer, peer->msg->payload, sizeof(struct ob_wire_region_access));
+        } else if (cmd == OB_CMD_DEVICE_GET_REGION_INFO) {
+            peer_reply_fds(peer, &mappable, sizeof(mappable), &fd, 1);
+        } else {
+            peer_reply(peer, peer->msg->payload, ob_msg_type(cmd)->reply.min);
+        }
+    }
+    close(fd);
+}
+
+static int dma_read(void *opaque, uint64_t address, void *data, uint32_t count)
+{
+    (void)opaque;
+    CHECK_INT(address, 0x1000);
+    CHECK_INT(count, 4);
+    memcpy(data, "dma!", 4);
+    return 0;
+}
+
+static int use_client(struct ob_client *client, const uint8_t *big, int ram, int event)
+{
+    struct ob_dma_change changes[] = {
+        { .flags = OB_DMA_READ, .address = 0, .size = 4096, .fd = ram },
+        { .flags = OB_DMA_READ, .address = 4096, .size = 4096, .fd = -1 },
+        { .unmap = true, .address = 0, .size = 4096, .fd = -1 },
+    };
+    struct ob_region_info info;
+    char word[5] = "";
+    int rc = ob_client_region_info(client, 2, &info);
+
+    if (rc == 0) {
+        CHECK(info.fd >= 0 && info.layout.size == 4096);
+        ob_region_info_fini(&info);
+        rc = ob_client_region_write(client, 0, 0, big, BIG);
+    }
+    if (rc == 0)
+        rc = ob_client_irq_eventfds(client, OB_PCI_IRQ_MSIX, 0, 1, &event);
+    if (rc == 0)
+        rc = ob_client_dma_apply(client, changes, 3);
+    if (rc == 0)
+        rc = ob_client_region_post(client, 0, 0, "posted", 6);
+    if (rc == 0)
+        rc = ob_client_region_read(client, 0, 0, word, 4);
+    if (rc == 0)
+        CHECK_STR(word, "read");
+    return rc;
+}
+
+/* The test's own preparations are not hit, nor is the server's thread. */
+static void start_injecting(struct peer *peer)
+{
+    injection = *(enum injection *)peer->arg;
+}
+
+/* The session with this call going wrong; returns how it ended. */
+static int session(enum injection kind, long n, int with_error)
+{
+    static uint8_t big[BIG];
+    struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
+    int ram = memfd_create("ram", MFD_CLOEXEC), event = eventfd(0, EFD_CLOEXEC);
+    struct peer peer = { 0 };
+    int rc;
+
+    memset(big, 0x77, sizeof(big));
+    opt.dma_read = dma_read;
+    error = with_error;
+    left = n;
+    happened = false;
+    peer.before_connect = start_injecting;
+    peer.arg = &kind;
+    rc = peer_try_start(&peer, serve_with_dma, &opt);
+    if (rc == 0)
+        rc = use_client(peer.client, big, ram, event);
+    injection = NOTHING;
+    peer_stop(&peer);
+    close(ram);
+    close(event);
+    return rc;
+}
+
+static void run_all(enum injection kind, int with_error, bool transparent)
+{
+    int fds = test_count_fds();
+
+    for (long n = 0;; n++) {
+        int rc = session(kind, n, with_error);
+        if (rc != 0 && (transparent || !happened || rc > 0))
+            test_fail(__FILE__, __LINE__, "call %ld: %d", n, rc);
+        CHECK_INT(test_count_fds(), fds);
+        if (!happened) {
+            CHECK(n > 3); /* such calls there were */
+            break;
+        }
+    }
+}
+
+TEST(short_sends, "a-short-send-anywhere-goes-unnoticed")
+{
+    run_all(SHORT_SEND, 0, true);
+}
+
+TEST_TIMEOUT(all_short_sends, "short-sends-everywhere-go-unnoticed", 120)
+{
+    CHECK_INT(session(SHORT_SEND, -1, 0), 0);
+}
+
+TEST(short_recvs, "a-short-receive-anywhere-goes-unnoticed")
+{
+    run_all(SHORT_RECV, 0, true);
+    CHECK_INT(session(SHORT_RECV, -1, 0), 0);
+}
+
+TEST(interrupts, "interrupted-calls-go-unnoticed")
+{
+    run_all(FAIL_SEND, EINTR, true);
+    run_all(FAIL_RECV, EINTR, true);
+    run_all(FAIL_WAIT, EINTR, true);
+}
+
+TEST(try_again, "a-socket-that-is-not-ready-after-all-goes-unnoticed")
+{
+    run_all(FAIL_SEND, EAGAIN, true);
+    run_all(FAIL_RECV, EAGAIN, true);
+}
+
+TEST(resets, "a-reset-anywhere-is-an-error")
+{
+    run_all(FAIL_SEND, ECONNRESET, false);
+    run_all(FAIL_RECV, ECONNRESET, false);
+}
+
+TEST(kernel_memory, "a-kernel-without-memory-anywhere-is-an-error")
+{
+    run_all(FAIL_SEND, ENOMEM, false);
+    run_all(FAIL_SEND, ETOOMANYREFS, false);
+    run_all(FAIL_RECV, ENOMEM, false);
+}
+
+#if OWN_MALLOC /* else it belongs to the sanitizer */
+TEST(no_memory, "no-memory-anywhere-is-an-error")
+{
+    run_all(FAIL_MALLOC, 0, false);
+}
+#endif
