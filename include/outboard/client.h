@@ -42,9 +42,10 @@ struct ob_client_options {
 
     /*
      * The server reads or writes our memory by message (DMA_READ, DMA_WRITE). Called with no lock
-     * held from whichever thread receives; a call that would wait for a reply on the same
-     * connection returns -EDEADLK there. Return 0 or a negative errno, which the server gets. NULL:
-     * every such request is refused.
+     * held from whichever thread receives. Other callers' replies wait until it returns: it must
+     * not take a lock that a thread may hold while it calls in here, and a call that would wait
+     * for a reply on the same connection returns -EDEADLK. Return 0 or a negative errno, which the
+     * server gets. NULL: every such request is refused.
      */
     int (*dma_read)(void *opaque, uint64_t address, void *data, uint32_t count);
     int (*dma_write)(void *opaque, uint64_t address, const void *data, uint32_t count);
@@ -123,7 +124,8 @@ void ob_region_info_fini(struct ob_region_info *info);
  */
 int ob_region_map(const struct ob_region_info *info, uint32_t area, void **out, uint64_t *size);
 /* Whether the server could cut the file behind the region later, so that an access through a
- * mapping ends this process with SIGBUS. Seals the file against that where it can be sealed. */
+ * mapping ends this process with SIGBUS. Seals the file against that where it can be sealed.
+ * Since 0.1. */
 bool ob_region_can_shrink(const struct ob_region_info *info);
 int ob_client_irq_info(struct ob_client *client, uint32_t index, struct ob_irq_info *out);
 /* DEVICE_RESET. */

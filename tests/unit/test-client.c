@@ -349,6 +349,74 @@ TEST(many_threads, "many-threads-get-their-own-answers-in-any-order")
     peer_stop(&peer);
 }
 
+/* Writes to our memory unasked and before it answers, and leaves in the middle of it all. */
+static void serve_busily_and_leave(struct peer *peer)
+{
+    for (unsigned n = 0; n < 4000 && peer_recv(peer); n++) {
+        struct ob_wire_hdr hdr = peer->msg->hdr;
+        if (hdr.flags & OB_HDR_NO_REPLY)
+            continue;
+        CHECK_INT(hdr.cmd, OB_CMD_REGION_READ);
+        struct peer_access request = peer_keep(peer);
+        for (unsigned i = n % 3; i > 0; i--)
+            peer_dma(peer, 1, OB_CMD_DMA_WRITE, 0, 4, "abcd", OB_HDR_NO_REPLY);
+        uint64_t value = ~request.access.offset;
+        peer_answer(peer, &request, &value);
+        if (n % 5 == 0)
+            peer_dma(peer, 1, OB_CMD_DMA_WRITE, 0, 4, "abcd", OB_HDR_NO_REPLY);
+    }
+}
+
+static int take_dma(void *opaque, uint64_t address, const void *data, uint32_t count)
+{
+    (void)opaque;
+    CHECK_INT(address, 0);
+    CHECK_INT(count, 4);
+    CHECK_MEM(data, "abcd", 4);
+    return 0;
+}
+
+static void *read_until_lost(void *opaque)
+{
+    struct reader *reader = opaque;
+    int rc;
+
+    for (uint64_t i = 0;; i++) {
+        uint64_t offset = (uint64_t)reader->number << 32 | i << 3, value = 0;
+        rc = ob_client_region_read(reader->client, 0, offset, &value, sizeof(value));
+        if (rc < 0)
+            break;
+        CHECK(value == ~offset);
+        rc = ob_client_region_post(reader->client, 0, offset, &value, sizeof(value));
+        CHECK(rc == 0 || rc == -ENOTCONN);
+    }
+    CHECK_INT(rc, -ENOTCONN);
+    return NULL;
+}
+
+TEST(loop_and_threads, "the-loop-and-many-threads-share-a-connection-until-it-dies")
+{
+    struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
+    struct peer peer = { 0 };
+    struct reader readers[THREADS];
+    pthread_t threads[THREADS];
+
+    opt.dma_write = take_dma;
+    peer_start(&peer, serve_busily_and_leave, &opt);
+    for (unsigned i = 0; i < THREADS; i++) {
+        readers[i] = (struct reader){ peer.client, i };
+        CHECK_INT(pthread_create(&threads[i], NULL, read_until_lost, &readers[i]), 0);
+    }
+    struct pollfd pfd = { ob_client_fd(peer.client), POLLIN, 0 };
+    do
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
+    while (ob_client_step(peer.client) == 0);
+    for (unsigned i = 0; i < THREADS; i++)
+        CHECK_INT(pthread_join(threads[i], NULL), 0);
+    CHECK_INT(peer.lost, 1);
+    peer_stop(&peer);
+}
+
 /* ---- Interrupts ---------------------------------------------------------------------------- */
 
 static void expect_set(struct peer *peer, uint32_t flags, uint32_t start, uint32_t count,
