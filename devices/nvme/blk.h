@@ -90,7 +90,7 @@ static inline struct blk_req *blk_fifo_pop(struct blk_fifo *fifo)
     return req;
 }
 
-/* ---- blk_file.c: what all backends with a file descriptor share --------------------------- */
+/* ---- blk_file.c: what all backends with a file descriptor share ---------------------------- */
 
 /* Puts a request at its first stage. False: it is finished already, with req->rc. */
 bool blk_stage_begin(const struct blk *blk, struct blk_req *req);

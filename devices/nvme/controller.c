@@ -43,8 +43,7 @@ bool nvme_running(const struct nvme_ctrl *c)
            (!c->bus_master_set || (ob_pci_command(c->server) & NVME_BUS_MASTER));
 }
 
-/* ---- Enable and reset
- * ---------------------------------------------------------------------------- */
+/* ---- Enable and reset ---------------------------------------------------------------------- */
 
 static void enable(struct nvme_ctrl *c)
 {
@@ -154,8 +153,7 @@ int nvme_hard_reset(struct nvme_ctrl *c)
     return rc; /* else nvme_settle() ends it */
 }
 
-/* ---- Registers
- * --------------------------------------------------------------------------------------- */
+/* ---- Registers ----------------------------------------------------------------------------- */
 
 static void write_cc(struct nvme_ctrl *c, uint32_t value)
 {

@@ -59,8 +59,7 @@ void nvme_features_reset(struct nvme_ctrl *c)
         f->vector[i] = i;
 }
 
-/* ---- Those with rules of their own
- * ----------------------------------------------------------------- */
+/* ---- Those with rules of their own --------------------------------------------------------- */
 
 static uint32_t queue_counts(const struct nvme_ctrl *c)
 {
@@ -110,8 +109,7 @@ static uint16_t set_timestamp(struct nvme_cmd *cmd)
     return NVME_OK;
 }
 
-/* ---- Get Features
- * ------------------------------------------------------------------------------------ */
+/* ---- Get Features -------------------------------------------------------------------------- */
 
 static uint16_t capabilities(struct nvme_cmd *cmd, uint8_t id)
 {
@@ -189,8 +187,7 @@ uint16_t nvme_get_feature(struct nvme_cmd *cmd)
     }
 }
 
-/* ---- Set Features
- * ------------------------------------------------------------------------------------- */
+/* ---- Set Features -------------------------------------------------------------------------- */
 
 static uint16_t set_plain(struct nvme_cmd *cmd, const struct plain *feature)
 {

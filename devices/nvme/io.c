@@ -13,8 +13,7 @@
 
 #define LOG_INTERVAL_NS 1000000000LL
 
-/* ---- Requests to the backend --------------------------------------------------------------------
- */
+/* ---- Requests to the backend --------------------------------------------------------------- */
 
 static uint16_t status_of(struct nvme_ctrl *c, const struct blk_req *req, int rc)
 {
@@ -99,8 +98,7 @@ uint16_t nvme_blk_submit(struct nvme_cmd *cmd)
     return NVME_PENDING;
 }
 
-/* ---- Commands
- * ------------------------------------------------------------------------------------- */
+/* ---- Commands ------------------------------------------------------------------------------ */
 
 static bool in_range(const struct nvme_ctrl *c, uint64_t slba, uint64_t blocks)
 {

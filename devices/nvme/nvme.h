@@ -18,7 +18,7 @@
 #include "blk.h"
 #include "spec.h"
 
-/* ---- Limits --------------------------------------------------------------------------------- */
+/* ---- Limits -------------------------------------------------------------------------------- */
 
 #define NVME_IO_QUEUES_MAX     64u
 #define NVME_QIDS              (NVME_IO_QUEUES_MAX + 1)
@@ -50,7 +50,7 @@
 struct nvme_ctrl;
 struct nvme_sq;
 
-/* ---- A command and its data ------------------------------------------------------------------ */
+/* ---- A command and its data ---------------------------------------------------------------- */
 
 struct nvme_seg { /* adjacent in the client's address space */
     uint64_t address;
@@ -94,7 +94,7 @@ struct nvme_cmd_list {
     struct nvme_cmd *first, *last;
 };
 
-/* ---- Queues ---------------------------------------------------------------------------------- */
+/* ---- Queues -------------------------------------------------------------------------------- */
 
 /* A queue's memory in the client. Mapped lazily; let go when the client wants it back. */
 struct nvme_ring {
@@ -127,8 +127,7 @@ struct nvme_sq {
     struct nvme_cmd *deleter; /* the Delete command that waits for inflight to become 0 */
 };
 
-/* ---- The controller ----------------------------------------------------------------------------
- */
+/* ---- The controller ------------------------------------------------------------------------ */
 
 /* The most capable kind that the disk offers, beside the less capable ones. */
 enum nvme_interrupts { NVME_INTX, NVME_MSI, NVME_MSIX };
@@ -217,8 +216,7 @@ struct nvme_ctrl {
     struct nvme_segs segs; /* scratch */
 };
 
-/* ---- controller.c ------------------------------------------------------------------------------
- */
+/* ---- controller.c -------------------------------------------------------------------------- */
 
 int nvme_reg_access(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write);
 /* Carries a reset or shutdown on as far as it goes now. Whether something happened. */
@@ -232,8 +230,7 @@ bool nvme_running(const struct nvme_ctrl *c);
 /* Runs the backend until nothing is in flight, or the deadline has passed. */
 int nvme_drain(struct nvme_ctrl *c, int64_t deadline_ns);
 
-/* ---- schedule.c --------------------------------------------------------------------------------
- */
+/* ---- schedule.c ---------------------------------------------------------------------------- */
 
 /* All the work there is now. Whether there was any. */
 bool nvme_step(struct nvme_ctrl *c);
@@ -242,8 +239,7 @@ void nvme_schedule_fini(struct nvme_ctrl *c);
 void nvme_client_changed(void *opaque, bool attached);
 int64_t nvme_now_ns(void);
 
-/* ---- doorbells.c -------------------------------------------------------------------------------
- */
+/* ---- doorbells.c --------------------------------------------------------------------------- */
 
 int nvme_doorbells_init(struct nvme_ctrl *c);
 void nvme_doorbells_fini(struct nvme_ctrl *c);
@@ -253,8 +249,7 @@ void nvme_doorbell_clear(struct nvme_ctrl *c, unsigned index);
 /* Takes new tails and heads of all live queues. Whether any changed. */
 bool nvme_doorbells_poll(struct nvme_ctrl *c);
 
-/* ---- queues.c ----------------------------------------------------------------------------------
- */
+/* ---- queues.c ------------------------------------------------------------------------------ */
 
 int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t base,
                   uint32_t entries);
@@ -272,8 +267,7 @@ bool nvme_post(struct nvme_ctrl *c);
 /* Concludes a command. */
 void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status);
 
-/* ---- prp.c -------------------------------------------------------------------------------------
- */
+/* ---- prp.c --------------------------------------------------------------------------------- */
 
 /* Lists the len bytes of the command's PRPs. A status. */
 uint16_t nvme_prp_walk(struct nvme_ctrl *c, const struct nvme_sqe *sqe, uint32_t len,
@@ -290,8 +284,7 @@ uint16_t nvme_copy_to_host(struct nvme_ctrl *c, const struct nvme_sqe *sqe, cons
 uint16_t nvme_copy_from_host(struct nvme_ctrl *c, const struct nvme_sqe *sqe, void *data,
                              uint32_t len);
 
-/* ---- The commands: each returns a status or NVME_PENDING
- * ----------------------------------------- */
+/* ---- The commands: each returns a status or NVME_PENDING ----------------------------------- */
 
 uint16_t nvme_admin(struct nvme_cmd *cmd);       /* admin.c */
 uint16_t nvme_io(struct nvme_cmd *cmd);          /* io.c */
@@ -306,8 +299,7 @@ uint16_t nvme_blk_submit(struct nvme_cmd *cmd);
 /* The Delete that waits for this queue's last command, if it was that. */
 void nvme_delete_settle(struct nvme_ctrl *c, struct nvme_sq *sq);
 
-/* ---- What the others keep
- * -------------------------------------------------------------------------- */
+/* ---- What the others keep ------------------------------------------------------------------ */
 
 void nvme_identity_init(struct nvme_ctrl *c);
 void nvme_features_reset(struct nvme_ctrl *c);
@@ -325,8 +317,7 @@ void nvme_log_error(struct nvme_ctrl *c, const struct nvme_cmd *cmd);
 /* Counts the time in which I/O is under way. */
 void nvme_count_busy(struct nvme_ctrl *c, bool busy);
 
-/* ---- options.c
- * ----------------------------------------------------------------------------------- */
+/* ---- options.c ----------------------------------------------------------------------------- */
 
 extern const struct option nvme_long_options[];
 extern const char nvme_options_help[];

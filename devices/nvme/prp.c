@@ -80,8 +80,7 @@ uint16_t nvme_prp_walk(struct nvme_ctrl *c, const struct nvme_sqe *sqe, uint32_t
     return NVME_OK;
 }
 
-/* ---- Making it ready for the backend ------------------------------------------------------------
- */
+/* ---- Making it ready for the backend ------------------------------------------------------- */
 
 static void add_piece(struct nvme_cmd *cmd, const struct ob_dma_ref *ref, uint32_t len)
 {
@@ -195,8 +194,7 @@ void nvme_data_release(struct nvme_cmd *cmd)
     data->niov = data->nrefs = 0;
 }
 
-/* ---- Copying
- * ------------------------------------------------------------------------------------- */
+/* ---- Copying ------------------------------------------------------------------------------- */
 
 uint16_t nvme_copy_to_host(struct nvme_ctrl *c, const struct nvme_sqe *sqe, const void *data,
                            uint32_t len)

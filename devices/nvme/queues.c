@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Memory of a queue ----------------------------------------------------------------------- */
+/* ---- Memory of a queue --------------------------------------------------------------------- */
 
 static void ring_start(struct nvme_ring *ring, uint64_t base, uint32_t entries, uint32_t entry_size)
 {
@@ -91,8 +91,7 @@ static bool write_entry(struct nvme_ctrl *c, struct nvme_cq *cq, const struct nv
     return unreachable(c, "a completion queue is not in memory");
 }
 
-/* ---- Lists of commands
- * --------------------------------------------------------------------------- */
+/* ---- Lists of commands --------------------------------------------------------------------- */
 
 static void push(struct nvme_cmd_list *list, struct nvme_cmd *cmd)
 {
@@ -128,8 +127,7 @@ void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status)
         push(&c->cq[cmd->sq->cqid].done, cmd);
 }
 
-/* ---- Starting and stopping
- * ------------------------------------------------------------------------ */
+/* ---- Starting and stopping ----------------------------------------------------------------- */
 
 int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t base, uint32_t entries)
 {
@@ -195,8 +193,7 @@ void nvme_cq_stop(struct nvme_ctrl *c, struct nvme_cq *cq)
     *cq = (struct nvme_cq){ 0 };
 }
 
-/* ---- Fetching
- * -------------------------------------------------------------------------------------- */
+/* ---- Fetching ------------------------------------------------------------------------------ */
 
 static bool fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
 {
@@ -234,8 +231,7 @@ bool nvme_fetch(struct nvme_ctrl *c)
     return any;
 }
 
-/* ---- Posting
- * --------------------------------------------------------------------------------------- */
+/* ---- Posting ------------------------------------------------------------------------------- */
 
 /* The last step of a command, which needs the client to be there: data from a bounce buffer. */
 static void conclude(struct nvme_ctrl *c, struct nvme_cmd *cmd)

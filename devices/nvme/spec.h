@@ -107,7 +107,7 @@ struct nvme_dsm_range {
 };
 static_assert(sizeof(struct nvme_dsm_range) == 16, "deallocation range");
 
-/* ---- Status (section 4.6.1): type in bits 10:8, code in 7:0, do-not-retry in 14 ------------- */
+/* ---- Status (section 4.6.1): type in bits 10:8, code in 7:0, do-not-retry in 14 ------------ */
 
 #define NVME_DNR 0x4000u
 
@@ -139,7 +139,7 @@ enum nvme_status {
     NVME_COMPARE_FAILURE = 0x285 | NVME_DNR,
 };
 
-/* ---- Asynchronous events (section 5.2) ------------------------------------------------------ */
+/* ---- Asynchronous events (section 5.2) ----------------------------------------------------- */
 
 #define NVME_EVENT(type, info, log)   ((type) | (info) << 8 | (log) << 16)
 #define NVME_EVENT_TYPE(event)        ((event)&0x7u)
@@ -152,7 +152,7 @@ enum nvme_status {
 #define NVME_WARN_TEMPERATURE         0x02u /* of both the health log and event configuration */
 #define NVME_WARN_RELIABILITY         0x04u
 
-/* ---- Identify (section 5.15) ---------------------------------------------------------------- */
+/* ---- Identify (section 5.15) --------------------------------------------------------------- */
 
 #define NVME_NSID_ALL 0xffffffffu
 
@@ -244,8 +244,7 @@ static_assert(offsetof(struct nvme_id_ns, nsattr) == 99, "NSATTR");
 static_assert(offsetof(struct nvme_id_ns, nguid) == 104, "NGUID");
 static_assert(offsetof(struct nvme_id_ns, lbaf) == 128, "LBA formats");
 
-/* ---- Features (section 5.21) ------------------------------------------------------------------
- */
+/* ---- Features (section 5.21) --------------------------------------------------------------- */
 
 enum nvme_feature {
     NVME_FEAT_ARBITRATION = 0x01,
@@ -261,8 +260,7 @@ enum nvme_feature {
     NVME_FEAT_TIMESTAMP = 0x0e,
 };
 
-/* ---- Logs (section 5.14) -----------------------------------------------------------------------
- */
+/* ---- Logs (section 5.14) ------------------------------------------------------------------- */
 
 enum nvme_log {
     NVME_LOG_ERROR = 0x01,

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -14,8 +15,7 @@
 #define ADMIN_ENTRIES 32
 #define ARGS_MAX      16
 
-/* ---- The device --------------------------------------------------------------------------------
- */
+/* ---- The device ---------------------------------------------------------------------------- */
 
 static void log_line(void *opaque, enum ob_log_level level, const char *line)
 {
@@ -84,8 +84,31 @@ int host_try(char *why, size_t size, ...)
     return rc;
 }
 
-/* ---- The client
- * ---------------------------------------------------------------------------------- */
+/* ---- Calls that the linker brings here (--wrap) -------------------------------------------- */
+
+struct host_calls host_calls;
+
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+ssize_t __real_pwritev64v2(int fd, const struct iovec *iov, int n, off_t at, int flags);
+ssize_t __wrap_pwritev64v2(int fd, const struct iovec *iov, int n, off_t at, int flags);
+
+int __wrap_fdatasync(int fd)
+{
+    host_calls.syncs++;
+    errno = host_calls.fail_syncs;
+    return errno ? -1 : __real_fdatasync(fd);
+}
+
+ssize_t __wrap_pwritev64v2(int fd, const struct iovec *iov, int n, off_t at, int flags)
+{
+    host_calls.writes++;
+    host_calls.durable += flags == RWF_DSYNC;
+    errno = host_calls.fail_writes;
+    return errno ? -1 : __real_pwritev64v2(fd, iov, n, at, flags);
+}
+
+/* ---- The client ---------------------------------------------------------------------------- */
 
 static int dma_read(void *opaque, uint64_t address, void *data, uint32_t count)
 {
@@ -174,8 +197,7 @@ void host_arm(struct nvme_host *h, uint32_t index, unsigned count)
     CHECK_INT(ob_client_irq_eventfds(h->client, index, 0, count, h->irq_fds), 0);
 }
 
-/* ---- Registers and memory
- * ------------------------------------------------------------------------ */
+/* ---- Registers and memory ------------------------------------------------------------------ */
 
 uint32_t host_read32(struct nvme_host *h, uint32_t reg)
 {
@@ -210,8 +232,7 @@ uint32_t host_pages(struct nvme_host *h, uint32_t count)
     return at;
 }
 
-/* ---- Queues
- * ------------------------------------------------------------------------------------------ */
+/* ---- Queues -------------------------------------------------------------------------------- */
 
 static uint64_t queue_memory(struct nvme_host *h, struct host_queue *q, uint32_t entries)
 {
@@ -343,8 +364,7 @@ uint16_t host_do(struct nvme_host *h, uint16_t qid, struct nvme_sqe sqe, struct 
     return status;
 }
 
-/* ---- Commands
- * ----------------------------------------------------------------------------------------- */
+/* ---- Commands ------------------------------------------------------------------------------ */
 
 struct nvme_sqe host_io(struct nvme_host *h, uint8_t opcode, uint64_t slba, uint32_t blocks,
                         uint32_t at, uint32_t lba_size)
@@ -406,9 +426,7 @@ uint16_t host_log(struct nvme_host *h, uint8_t lid, uint32_t bytes, uint64_t off
                    NULL);
 }
 
-/* ---- Data
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- Data ---------------------------------------------------------------------------------- */
 
 void host_pattern(void *out, size_t len, uint64_t seed)
 {

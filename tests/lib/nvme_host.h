@@ -7,6 +7,7 @@
 #define OB_TESTS_NVME_HOST_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "devices/device.h"
@@ -109,6 +110,15 @@ uint16_t host_identify(struct nvme_host *h, uint8_t cns, uint32_t nsid, uint32_t
 uint16_t host_feature(struct nvme_host *h, uint8_t opcode, uint32_t dw10, uint32_t dw11,
                       uint32_t *result);
 uint16_t host_log(struct nvme_host *h, uint8_t lid, uint32_t bytes, uint64_t offset, uint32_t at);
+
+/* How often the device called these, and the errno it gets from them instead of their work. */
+struct host_calls {
+    atomic_int syncs;   /* fdatasync() */
+    atomic_int writes;  /* pwritev2() */
+    atomic_int durable; /* of these: with RWF_DSYNC */
+    atomic_int fail_syncs, fail_writes;
+};
+extern struct host_calls host_calls;
 
 /* A file of this size in the test's directory, of bytes that depend on their place and seed. */
 const char *host_image(const char *name, uint64_t size, uint32_t seed);

@@ -18,8 +18,7 @@ static void start(void)
     at = host_pages(&h, 2);
 }
 
-/* ---- Identify ----------------------------------------------------------------------------------
- */
+/* ---- Identify ------------------------------------------------------------------------------ */
 
 TEST(id_ctrl, "identify-controller-says-what-there-is")
 {
@@ -128,8 +127,7 @@ TEST(id_errors, "identify-refuses-what-there-is-not")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* ---- Features
- * ------------------------------------------------------------------------------------ */
+/* ---- Features ------------------------------------------------------------------------------ */
 
 static uint32_t get(uint32_t dw10, uint32_t dw11)
 {
@@ -242,8 +240,7 @@ TEST(timestamp, "the-timestamp-goes-on-from-what-was-set")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* ---- Logs
- * -------------------------------------------------------------------------------------------- */
+/* ---- Logs ---------------------------------------------------------------------------------- */
 
 TEST(health, "the-health-log-counts")
 {
@@ -345,8 +342,7 @@ TEST(logs, "logs-honour-length-and-offset")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* ---- Events and Abort
- * ------------------------------------------------------------------------------- */
+/* ---- Events and Abort ---------------------------------------------------------------------- */
 
 /* Sets the upper temperature threshold; event: that this tells of it at once. */
 static void set_threshold(uint32_t kelvin, bool event)

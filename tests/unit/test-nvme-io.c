@@ -8,7 +8,7 @@
 
 #define DISK (16u << 20)
 
-/* ---- Shapes of PRPs -------------------------------------------------------------------------- */
+/* ---- Shapes of PRPs ------------------------------------------------------------------------ */
 
 static uint32_t rnd(uint32_t *state, uint32_t below)
 {
@@ -211,8 +211,7 @@ TEST(read_only_memory, "memory-the-client-gave-for-reading-is-not-written")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* ---- Commands
- * ------------------------------------------------------------------------------------ */
+/* ---- Commands ------------------------------------------------------------------------------ */
 
 TEST(errors, "wrong-commands-get-the-right-status")
 {

@@ -10,7 +10,7 @@
 #define FLUSH ((struct nvme_sqe){ .opcode = NVME_IO_FLUSH, .nsid = 1 })
 #define AER   ((struct nvme_sqe){ .opcode = NVME_ADM_ASYNC_EVENT })
 
-/* ---- Registers ------------------------------------------------------------------------------- */
+/* ---- Registers ----------------------------------------------------------------------------- */
 
 TEST(registers, "registers-read-in-any-size-and-write-in-words")
 {
@@ -81,8 +81,7 @@ TEST(lost_queue, "a-queue-outside-of-memory-is-fatal-until-reset")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* ---- Queues ------------------------------------------------------------------------------------
- */
+/* ---- Queues -------------------------------------------------------------------------------- */
 
 static uint16_t create(struct nvme_host *h, uint8_t opcode, uint64_t prp1, uint32_t dw10,
                        uint32_t dw11)
@@ -240,8 +239,7 @@ TEST(fair, "a-flooded-queue-does-not-starve-another")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* ---- Doorbells
- * ----------------------------------------------------------------------------------- */
+/* ---- Doorbells ----------------------------------------------------------------------------- */
 
 static void expect_event(struct nvme_host *h, uint32_t event)
 {
@@ -340,8 +338,7 @@ TEST(idle, "an-idle-server-hardly-runs")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* ---- Interrupts
- * ------------------------------------------------------------------------------------- */
+/* ---- Interrupts ---------------------------------------------------------------------------- */
 
 static bool signalled(struct nvme_host *h, unsigned vector, int timeout_ms)
 {
