@@ -113,6 +113,23 @@ OB_PROPERTIES obq_pci_properties[] = {
     OB_PROPERTIES_END
 };
 
+static const struct {
+    const char *name, *description;
+} descriptions[] = {
+    { "x-msg-timeout", "milliseconds that a request to the server may take" },
+    { "x-send-queued", "accepted for compatibility, without effect" },
+    { "x-no-posted-writes", "wait for the server's answer to each write" },
+    { "x-mmap-unsealed", "map BARs also from files that the server could cut" },
+    { "x-intx-mmap-timeout-ms", "quiet time after INTx before BARs are mapped again" },
+    { "x-pci-vendor-id", "vendor id, instead of the server's" },
+    { "x-pci-device-id", "device id, instead of the server's" },
+    { "x-pci-sub-vendor-id", "subsystem vendor id, instead of the server's" },
+    { "x-pci-sub-device-id", "subsystem id, instead of the server's" },
+    { "x-pci-class-code", "class code (24 bits), instead of the server's" },
+    { "connected", "whether the server is there" },
+    { "last-error", "why the server is not there" },
+};
+
 static void obq_pci_class_init(ObjectClass *klass, OB_CLASS_DATA data)
 {
     DeviceClass *dc = DEVICE_CLASS(klass);
@@ -129,6 +146,10 @@ static void obq_pci_class_init(ObjectClass *klass, OB_CLASS_DATA data)
     obq_socket_class_init(klass);
     object_class_property_add_bool(klass, "connected", get_connected, NULL);
     object_class_property_add_str(klass, "last-error", get_last_error, NULL);
+    for (unsigned i = 0; i < ARRAY_SIZE(descriptions); i++) {
+        object_class_property_set_description(klass, descriptions[i].name,
+                                              descriptions[i].description);
+    }
 }
 
 static void obq_pci_instance_init(Object *obj)
@@ -140,6 +161,7 @@ static void obq_pci_instance_init(Object *obj)
     qemu_mutex_init(&d->link.lock);
     qemu_cond_init(&d->link.idle);
     device_add_bootindex_property(obj, &d->bootindex, "bootindex", NULL, DEVICE(obj));
+    object_property_set_description(obj, "bootindex", "place in the boot order");
 }
 
 static void obq_pci_instance_finalize(Object *obj)

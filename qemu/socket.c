@@ -104,6 +104,8 @@ void obq_socket_class_init(ObjectClass *klass)
                                           "path of the server's UNIX socket, or a SocketAddress");
     object_class_property_add_str(klass, "socket.type", NULL, type_set);
     object_class_property_add_str(klass, "socket.path", NULL, path_set);
+    object_class_property_set_description(klass, "socket.type", "unix");
+    object_class_property_set_description(klass, "socket.path", "path of the server's UNIX socket");
 }
 
 /* One socket out of the forms it may have come in. */

@@ -111,10 +111,10 @@ def _(tmp):
         vm.pci(5).config_write(0x18, 4, 0x010100)
         for _ in range(3):
             vm.qmp("device_add", driver="vfio-user-pci", id="dev", bus="rp", socket=str(tmp / "s"))
-            wait_for(lambda: vm.pci(0, bus=1).config_read(0, 4) == 0x77774F42)
             port = vm.pci(5)
             slot_control = port.capabilities()[0x10] + 0x18
             port.config_write(slot_control, 2, port.config_read(slot_control, 2) & ~0x0700 | 0x0100)  # power on
+            wait_for(lambda: vm.pci(0, bus=1).config_read(0, 4) == 0x77774F42)
             vm.qmp("device_del", id="dev")
             port.config_write(slot_control, 2, port.config_read(slot_control, 2) & ~0x0700 | 0x0700)  # power off
             vm.wait_event("DEVICE_DELETED", device="dev")
