@@ -57,6 +57,12 @@
 #include "sysemu/sysemu.h"
 #endif
 
+#if __has_include("plugins/qemu-plugin.h")
+#include "plugins/qemu-plugin.h"
+#else
+#include "qemu/qemu-plugin.h"
+#endif
+
 /* The big lock changed its name. */
 #if QEMU_VERSION_MAJOR >= 9
 #define OB_BQL_LOCK()   bql_lock()
@@ -149,6 +155,16 @@ static inline int obq_kvm_add_msi_route(PCIDevice *pdev, int vector)
     kvm_irqchip_commit_route_changes(&change);
 #endif
     return virq;
+}
+
+/* Whether an access is a copy from or to memory, for which the BQL is not needed. */
+static inline bool obq_access_is_direct(MemoryRegion *mr, bool is_write, MemTxAttrs attrs)
+{
+#if QEMU_VERSION_MAJOR >= 10
+    return memory_access_is_direct(mr, is_write, attrs);
+#else
+    return memory_access_is_direct(mr, is_write);
+#endif
 }
 
 /* Accesses of several vCPUs may be inside the region at once (it waits without the big lock). */

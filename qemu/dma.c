@@ -80,7 +80,7 @@ static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bo
         MemoryRegion *mr = address_space_translate(as, address, &xlat, &len, is_write, attrs);
 
         len = MIN(len, count);
-        if (memory_access_is_direct(mr, is_write)) {
+        if (obq_access_is_direct(mr, is_write, attrs)) {
             rc = dma_errno(address_space_rw(as, address, attrs, bytes, len, is_write));
         } else if (is_write && memory_region_is_mapped(mr) && !memory_region_is_ram(mr)) {
             rc = post_write(d, address, bytes, len);

@@ -10,7 +10,6 @@
 #include <link.h>
 
 #include "qapi/qapi-commands-control.h"
-#include "qemu/qemu-plugin.h"
 
 /* What QEMU looks for. The rest of the plug-in API is not used. */
 QEMU_PLUGIN_EXPORT int qemu_plugin_version = QEMU_PLUGIN_VERSION;

@@ -72,6 +72,30 @@ def _(tmp):
         assert fake.memory[0][0x100:0x108] == bytes(range(8, 0, -1))
 
 
+@case("posted-writes-keep-their-order-and-do-not-wait")
+def _(tmp):
+    seen = []
+
+    def slow(device, payload):
+        if payload[8] == 0:
+            seen.append(payload[16])
+            time.sleep(0.03)
+        return device.cmd_10(payload, [])
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake:
+        fake.on[REGION_WRITE] = slow
+        for posted in (True, False):
+            seen.clear()
+            with Qemu(tmp, *device(tmp / "s", x_no_posted_writes="off" if posted else "on")) as vm:
+                pci = vm.pci(4)
+                pci.assign(0)
+                start = time.monotonic()
+                for i in range(100):
+                    pci.bar_write(0, 0, 1, i)
+                assert (time.monotonic() - start < 2.5) == posted
+                assert pci.bar_read(0, 0, 1) == 99
+                assert seen == list(range(100))
+
+
 @case("bars-of-all-kinds")
 def _(tmp):
     space = config_space(bars={0: 0x4, 2: 0x1, 3: 0x8, 4: 0xC})

@@ -1,12 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """The vfio-user-pci device's interrupts. A message-signalled one is pointed at RAM, where it shows."""
+import os
 import pathlib
 import struct
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from case import case, main
+from case import case, main, skip
 from fakedevice import INTX, MSI, MSIX, REQ, SET_IRQS, FakeDevice, config_space, msix_cap
 from qtest import INTX_DISABLE, IO, MASTER, MEMORY, Qemu, Serve, device, wait_for
 
@@ -214,6 +215,57 @@ def _(tmp):
             fake.trigger(MSIX, 0)
         assert vm.qmp("query-status")["running"]
         wait_for(lambda: msix.take(0))
+
+
+def need_kvm():
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR))
+    except OSError as why:
+        skip(f"no KVM: {why.strerror}")
+
+
+@case("kvm-takes-unmasked-vectors-and-we-the-masked")
+def _(tmp):
+    need_kvm()
+    with interrupting(tmp) as fake, Qemu(tmp, *device(tmp / "s"), accel="kvm") as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+        msix = Msix(vm, pci)
+        msix.control(True)
+        for _ in range(3):
+            msix.mask(1, 0)
+            fake.trigger(MSIX, 1)
+            fake.trigger(MSIX, 2)
+            assert msix.pending() == 4
+            msix.mask(1, 1)
+            fake.trigger(MSIX, 1)
+            assert msix.pending() == 6
+            msix.mask(1, 0)
+            msix.mask(2, 0)
+            assert msix.pending() == 0
+            msix.mask(2, 1)
+        msix.control(False)
+        assert {index for index, _ in fake.eventfds} == {INTX}
+
+
+@case("kvm-follows-the-routing-of-intx")
+def _(tmp):
+    need_kvm()
+    with interrupting(tmp) as fake, Qemu(tmp, *device(tmp / "s"), accel="kvm") as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+
+        def asserted(irq):
+            line = next(line for line in vm.hmp("info pic").splitlines() if line.startswith("pic1"))
+            return int(line.split("irr=")[1][:2], 16) >> (irq - 8) & 1
+        for irq in (11, 10):
+            vm.pci(1).config_write(0x63, 1, irq)  # PIIX3: where INTA# of slot 4 goes
+            assert not asserted(irq)
+            fake.trigger(INTX)
+            wait_for(lambda: asserted(irq), f"IRQ {irq}")
+        vm.qmp("device_del", id="dev")
+        vm.port_write(0xAE08, 4, 1 << 4)
+        vm.wait_event("DEVICE_DELETED", device="dev")
 
 
 main()
