@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 DEPS = scripts/install-dependencies
 MESON = /usr/bin/python3 /usr/bin/meson
 
-.PHONY: all check demo shell bench install clean help
+.PHONY: all check demo shell bench docs install clean help
 .DEFAULT_GOAL = all
 
 all:                ## build everything in build/
@@ -29,6 +29,10 @@ shell: all          ## the demo's guest, with you in it
 bench: all          ## measure, side by side with the socket's own floor
 	@$(DEPS) qemu guest
 	@bench/run
+
+docs: all           ## write the tables of docs/protocol.md anew
+	@$(BUILD)/docs/protocol-tables <docs/protocol.md >$(BUILD)/docs/protocol.md
+	@cmp -s $(BUILD)/docs/protocol.md docs/protocol.md || cp $(BUILD)/docs/protocol.md docs/
 
 install: all        ## install under PREFIX (default /usr/local)
 	@$(if $(filter file,$(origin PREFIX)),,$(MESON) configure $(BUILD) -Dprefix=$(PREFIX) && \

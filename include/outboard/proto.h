@@ -369,7 +369,7 @@ enum ob_reason {
 /*
  * Checks what can be told from a command's header alone, before its payload is read. dir: of the
  * command; state: of the connection. On OB_OK the payload is within the row's bounds.
- * Protocol: docs/architecture.md, "Wire". Since 0.1.
+ * Rules: R-HDR-3, R-HDR-4, R-HDR-10, R-HDR-11 of docs/protocol.md. Since 0.1.
  */
 enum ob_reason ob_check_command(const struct ob_wire_hdr *hdr, enum ob_dir dir,
                                 enum ob_state state);
