@@ -21,7 +21,8 @@ MAY_INCLUDE = {
     "client": {"include", "proto", "channel"},
     "server": {"include", "proto", "channel"},
     "devices": {"include"},
-    "tools": {"include", "devices"},
+    "conformance": {"include", "proto"},
+    "tools": {"include", "devices", "conformance"},
     "qemu": {"include"},
 }
 
