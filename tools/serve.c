@@ -108,6 +108,7 @@ static int catch_signals(void)
     sigset_t set;
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an error of one request */
     signal(SIGTERM, SIG_DFL);
     signal(SIGINT, SIG_DFL);
     sigemptyset(&set);
