@@ -191,6 +191,13 @@ void ob_irqs_reset(struct ob_server *server)
     pthread_mutex_unlock(&server->irq_lock);
 }
 
+/* Before an UNMASK: a level that has fallen meanwhile is no reason to signal again. */
+static void ask_level(struct ob_server *server, uint32_t index)
+{
+    if (index == OB_PCI_IRQ_INTX && server->ops.intx)
+        ob_server_intx(server, server->ops.intx(server->opaque));
+}
+
 /* ---- Masking by eventfd ------------------------------------------------------------------- */
 
 static void drop_watch(struct ob_irq_watch **slot)
@@ -211,6 +218,8 @@ static void watch_ready(void *opaque, uint32_t events)
     struct ob_server *server = watch->server;
 
     (void)events;
+    if (!watch->mask)
+        ask_level(server, watch->index);
     pthread_mutex_lock(&server->irq_lock);
     set_mask_locked(&server->irqs[watch->index], watch->vector, OB_MASKED_BY_CLIENT, watch->mask);
     pthread_mutex_unlock(&server->irq_lock);
@@ -330,6 +339,8 @@ int ob_irqs_set(struct ob_server *server, const struct ob_wire_set_irqs *request
         disable(server, irq);
         return 0;
     }
+    if (action == OB_IRQ_SET_ACTION_UNMASK)
+        ask_level(server, request->index);
     pthread_mutex_lock(&server->irq_lock);
     for (uint32_t i = 0; i < request->count; i++) {
         if (bools && !bools[i])

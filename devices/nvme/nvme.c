@@ -71,7 +71,8 @@ static int build(struct nvme_ctrl *c)
                                        .reset = reset,
                                        .client = nvme_client_changed,
                                        .dma_unmap = dma_unmap,
-                                       .log = c->log };
+                                       .log = c->log,
+                                       .intx = nvme_intx };
     int rc;
 
     c->server = ob_server_new(&ops, c);

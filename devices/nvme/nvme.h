@@ -264,6 +264,8 @@ void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size);
 bool nvme_fetch(struct nvme_ctrl *c);
 /* Posts concluded commands where there is room, and interrupts. Whether there were any. */
 bool nvme_post(struct nvme_ctrl *c);
+/* The level of the INTx line as it is now. */
+bool nvme_intx(void *opaque);
 /* Concludes a command. */
 void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status);
 

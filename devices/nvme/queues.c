@@ -279,24 +279,48 @@ static bool masked(const struct nvme_ctrl *c, const struct nvme_cq *cq)
     return cq->vector < 32 && (c->intms >> cq->vector & 1);
 }
 
-/* Message interrupts where the client has set them up; else the pin, whose level is whether there
- * is anything that the host has not taken from its queues. INTMS is not for MSI-X. */
+static bool is_pin(const struct nvme_ctrl *c)
+{
+    return ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) == 0 &&
+           ob_server_irq_armed(c->server, OB_PCI_IRQ_MSI) == 0;
+}
+
+/* Whether there is anything that the host has not taken from its queues. */
+static bool pin_level(const struct nvme_ctrl *c)
+{
+    for (unsigned i = 0; i <= c->cfg.queues; i++) {
+        const struct nvme_cq *cq = &c->cq[i];
+        if (cq->live && cq->irq && !masked(c, cq) && cq->head != cq->tail)
+            return true;
+    }
+    return false;
+}
+
+bool nvme_intx(void *opaque)
+{
+    struct nvme_ctrl *c = opaque;
+
+    if (nvme_running(c)) {
+        nvme_doorbells_poll(c);
+        c->intx = is_pin(c) && pin_level(c);
+    }
+    return c->intx;
+}
+
+/* Message interrupts where the client has set them up, else the pin. INTMS is not for MSI-X. */
 static void interrupt(struct nvme_ctrl *c)
 {
-    bool msix = ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) > 0;
-    bool pin = !msix && ob_server_irq_armed(c->server, OB_PCI_IRQ_MSI) == 0;
-    bool level = false;
+    bool msix = ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) > 0, pin = is_pin(c);
+    bool level = pin && pin_level(c);
 
     for (unsigned i = 0; i <= c->cfg.queues; i++) {
         struct nvme_cq *cq = &c->cq[i];
-        if (!cq->live || !cq->irq || (!msix && masked(c, cq)))
+        if (!cq->irq_due || (!msix && masked(c, cq)))
             continue;
-        level |= cq->head != cq->tail;
-        if (cq->irq_due && !pin)
+        if (!pin)
             ob_pci_notify(c->server, cq->vector);
         cq->irq_due = false;
     }
-    level &= pin;
     if (level != c->intx) {
         c->intx = level;
         ob_server_intx(c->server, level);

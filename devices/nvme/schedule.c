@@ -17,14 +17,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SPIN_NS      60000
-#define WAIT_MIN_NS  50000
-#define WAIT_MAX_NS  1600000
-#define WAIT_INTX_NS 200000 /* the pin is high: its fall must not be seen late */
+#define SPIN_NS     60000
+#define WAIT_MIN_NS 50000
+#define WAIT_MAX_NS 1600000
 /* A client that takes over an enabled controller: how long we wait for it to set up interrupts,
  * and how long after that its memory may be incomplete. */
-#define PAUSE_NS     1000000000LL
-#define GRACE_NS     2000000000LL
+#define PAUSE_NS    1000000000LL
+#define GRACE_NS    2000000000LL
 
 int64_t nvme_now_ns(void)
 {
@@ -115,8 +114,7 @@ static bool idle(struct nvme_ctrl *c)
             return true;
         if (!c->timer_armed) {
             set_timer(c, c->wait_ns);
-            int64_t limit = c->intx ? WAIT_INTX_NS : WAIT_MAX_NS;
-            c->wait_ns = c->wait_ns * 2 < limit ? c->wait_ns * 2 : limit;
+            c->wait_ns = c->wait_ns * 2 < WAIT_MAX_NS ? c->wait_ns * 2 : WAIT_MAX_NS;
         }
     } else if (c->timer_armed) {
         set_timer(c, 0);

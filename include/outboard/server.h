@@ -39,6 +39,10 @@ struct ob_server_ops {
     void (*dma_unmap)(void *opaque, uint64_t address, uint64_t size);
     /* What the library has to say: one line, without a newline. */
     void (*log)(void *opaque, enum ob_log_level level, const char *line);
+    /* The level of the INTx line as it is now, asked before an UNMASK by the client signals it
+     * again. For a device that learns of what the client did later than of the UNMASK, because
+     * registers of it are mapped. NULL: what ob_server_intx() said last. */
+    bool (*intx)(void *opaque);
 };
 
 /* ops is copied; NULL: none. Returns NULL without memory or file descriptors, or when ops->size was

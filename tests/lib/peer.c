@@ -310,7 +310,9 @@ static int on_access(void *opaque, uint64_t offset, void *data, uint32_t count, 
 
 struct ob_server *memory_device_server(struct memory_device *device)
 {
-    static const struct ob_server_ops ops = { sizeof(ops), NULL, on_client, NULL, on_log };
+    static const struct ob_server_ops ops = { .size = sizeof(ops),
+                                              .client = on_client,
+                                              .log = on_log };
     struct ob_region region = { .size = sizeof(device->memory),
                                 .flags = OB_REGION_READ | OB_REGION_WRITE,
                                 .access = on_access,

@@ -48,7 +48,9 @@ static void on_client(void *opaque, bool attached)
 
 static struct ob_server *new_server(struct device *device)
 {
-    static const struct ob_server_ops ops = { sizeof(ops), NULL, on_client, on_unmap, NULL };
+    static const struct ob_server_ops ops = { .size = sizeof(ops),
+                                              .client = on_client,
+                                              .dma_unmap = on_unmap };
 
     *device = (struct device){ 0 };
     device->server = peer_server_new(&ops, device);

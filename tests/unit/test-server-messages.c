@@ -84,7 +84,9 @@ static void join(struct peer *peer, const char *json)
 
 static void set_up(struct peer *peer, const char *json, int timeout_ms)
 {
-    static const struct ob_server_ops ops = { sizeof(ops), NULL, on_client, NULL, on_log };
+    static const struct ob_server_ops ops = { .size = sizeof(ops),
+                                              .client = on_client,
+                                              .log = on_log };
     struct ob_region region = { .size = 16,
                                 .flags = OB_REGION_READ | OB_REGION_WRITE,
                                 .access = on_access };

@@ -28,7 +28,7 @@ static int on_reset(void *opaque)
 
 static void set_up(struct device *device, bool express, bool intx)
 {
-    static const struct ob_server_ops ops = { sizeof(ops), on_reset, NULL, NULL, NULL };
+    static const struct ob_server_ops ops = { .size = sizeof(ops), .reset = on_reset };
 
     device->resets = 0;
     device->server = peer_server_new(&ops, device);

@@ -82,7 +82,9 @@ static void on_unmap(void *opaque, uint64_t address, uint64_t size)
 
 static void build(struct device *device, int fd)
 {
-    static const struct ob_server_ops ops = { sizeof(ops), on_reset, NULL, on_unmap, NULL };
+    static const struct ob_server_ops ops = { .size = sizeof(ops),
+                                              .reset = on_reset,
+                                              .dma_unmap = on_unmap };
     static const struct ob_pci_id id = { 1, 2, 3, 4, 5, 6 };
     struct ob_region registers = { .size = 2 * PAGE,
                                    .flags = OB_REGION_READ | OB_REGION_WRITE,
