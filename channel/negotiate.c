@@ -32,6 +32,7 @@ void ob_caps_offer(struct ob_caps *caps)
     caps->max_msg_fds = OB_MSG_FDS_OFFER;
     caps->max_data_xfer_size = OB_DATA_XFER_MAX;
     caps->max_dma_maps = OB_DMA_MAPS_MAX;
+    caps->write_multiple = true;
 }
 
 /* ---- Parsing ------------------------------------------------------------------------------ */

@@ -36,6 +36,8 @@
 #define OB_CLIENT_LATE_MAX    1024u
 /* Bytes waiting for the socket at which posted writes are refused. */
 #define OB_CLIENT_POST_MAX    (4u << 20)
+/* Posted writes that go into one message; QEMU's own client sends as many. */
+#define OB_CLIENT_BATCH_MAX   200u
 /* Requests under way at a time; leaves the id space sparse. */
 #define OB_CLIENT_PENDING_MAX 16384u
 /* Messages one ob_client_step() handles, so that a flooding server does not keep the embedder's
@@ -97,6 +99,8 @@ struct ob_client {
     struct ob_late late[OB_CLIENT_LATE_MAX];
     struct ob_waiter *sleepers; /* oldest first */
     uint32_t dma_maps;
+    uint32_t nbatch; /* posted writes behind what the channel has queued */
+    struct ob_wire_write_multi_entry batch[OB_CLIENT_BATCH_MAX];
 };
 
 /* ---- connection.c ------------------------------------------------------------------------- */
@@ -138,14 +142,20 @@ int ob_request_finish(struct ob_client *c, struct ob_request *req, uint32_t min,
 /* Both. reply may be NULL. */
 int ob_request_call(struct ob_client *c, uint16_t cmd, const struct ob_body *body, uint32_t min,
                     uint32_t max, struct ob_msg **reply);
-/* Sends a command with No_reply. */
-int ob_request_post(struct ob_client *c, uint16_t cmd, const struct ob_body *body);
 /* Ends every request with -ENOTCONN. */
 void ob_request_abort_all_locked(struct ob_client *c);
 /* Takes a reply that came in. */
 void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg);
-/* Sends, or queues, a message, and keeps socket_epoll right. */
+/* Sends, or queues, a message behind all that was posted, and keeps socket_epoll right. */
 int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body);
+/* The same, but before the writes of the batch. */
+int ob_client_queue_locked(struct ob_client *c, struct ob_wire_hdr *hdr,
+                           const struct ob_body *body);
+
+/* ---- posted.c ----------------------------------------------------------------------------- */
+
+/* Sends, or queues, the writes that were collected. After a failure they are kept. */
+int ob_client_end_batch_locked(struct ob_client *c);
 
 /* ---- receive.c ---------------------------------------------------------------------------- */
 
@@ -158,6 +168,8 @@ void ob_request_expire_locked(struct ob_client *c, struct ob_request *req);
 void ob_client_quiet_locked(struct ob_client *c);
 /* Lets the loop hear of the socket again, unless somebody has the role. */
 void ob_client_rearm_locked(struct ob_client *c);
+/* Sends what is queued, as far as the socket takes it. 0 or a negative errno. */
+int ob_client_flush_locked(struct ob_client *c);
 /* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */
 void ob_client_want_output_locked(struct ob_client *c);
 

@@ -31,7 +31,7 @@ void ob_client_rearm_locked(struct ob_client *c)
 
 void ob_client_want_output_locked(struct ob_client *c)
 {
-    bool wanted = c->channel.out_head != NULL;
+    bool wanted = c->channel.out_head || c->nbatch > 0;
     struct epoll_event event = { .events = EPOLLIN | (wanted ? EPOLLOUT : 0) };
 
     if (c->wants_output == wanted)
@@ -40,13 +40,16 @@ void ob_client_want_output_locked(struct ob_client *c)
     epoll_ctl(c->socket_epoll, EPOLL_CTL_MOD, c->channel.fd, &event);
 }
 
-static void flush_locked(struct ob_client *c)
+int ob_client_flush_locked(struct ob_client *c)
 {
     int rc = c->dead ? 0 : ob_channel_flush(&c->channel);
 
     if (rc < 0)
-        ob_client_send_failed_locked(c, rc);
+        rc = ob_client_send_failed_locked(c, rc);
+    else if (rc == 1)
+        rc = ob_client_end_batch_locked(c);
     ob_client_want_output_locked(c);
+    return rc;
 }
 
 /* Hands the role to the thread that has slept longest, or lays it down. */
@@ -125,7 +128,7 @@ static void receive_locked(struct ob_client *c, int64_t deadline_ns)
         receive_one(c);
     ob_client_lock(c);
     if (event.events & EPOLLOUT)
-        flush_locked(c);
+        ob_client_flush_locked(c);
 }
 
 /* Sleeps until another thread has completed the request or handed over the role, or until the
@@ -186,7 +189,7 @@ int ob_client_step(struct ob_client *c)
     int rc;
 
     ob_client_lock(c);
-    flush_locked(c);
+    ob_client_flush_locked(c);
     mine = !c->dead && !c->role_taken;
     if (mine) {
         c->role_taken = true;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Access to a region: by message, by posted message, by mapping what the server shares. */
+/* Access to a region: by message, or by mapping what the server shares. */
 #include "client/internal.h"
 
 #include <errno.h>
@@ -55,17 +55,11 @@ static int write_piece(struct ob_client *c, const struct piece *p)
     return rc < 0 ? rc : take_reply(c, OB_CMD_REGION_WRITE, reply, p->count, NULL);
 }
 
-/* Whether [offset, offset + count) leaves the 64-bit space. */
-static bool wraps(uint64_t offset, uint32_t count)
-{
-    return count > 0 && offset > UINT64_MAX - (count - 1);
-}
-
 static int in_pieces(struct ob_client *c, struct piece p, uint32_t total,
                      int (*access)(struct ob_client *c, const struct piece *p))
 {
     uint32_t max = ob_client_xfer_max(c);
-    int rc = wraps(p.offset, total) ? -EINVAL : 0;
+    int rc = total > 0 && p.offset > UINT64_MAX - (total - 1) ? -EINVAL : 0;
 
     while (rc == 0 && total > 0) {
         p.count = total < max ? total : max;
@@ -91,19 +85,6 @@ int ob_client_region_write(struct ob_client *client, uint32_t region, uint64_t o
     struct piece p = { .region = region, .offset = offset, .data = (uint8_t *)data };
 
     return in_pieces(client, p, count, write_piece);
-}
-
-int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t offset,
-                          const void *data, uint32_t count)
-{
-    struct ob_wire_region_access wire = { offset, region, count };
-    struct ob_body body = { &wire, sizeof(wire), data, count, NULL, 0 };
-
-    if (wraps(offset, count))
-        return -EINVAL;
-    if (count > ob_client_xfer_max(client))
-        return -EMSGSIZE;
-    return count > 0 ? ob_request_post(client, OB_CMD_REGION_WRITE, &body) : 0;
 }
 
 /* ---- Mapping ------------------------------------------------------------------------------ */

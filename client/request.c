@@ -126,7 +126,7 @@ static bool is_local_failure(int rc)
            rc == -ETOOMANYREFS;
 }
 
-int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body)
+int ob_client_queue_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body)
 {
     struct iovec iov[2] = {
         { (void *)body->fixed, body->fixed_len },
@@ -145,6 +145,13 @@ int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const st
         return ob_client_send_failed_locked(c, rc);
     ob_client_want_output_locked(c);
     return rc;
+}
+
+int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body)
+{
+    int rc = ob_client_end_batch_locked(c);
+
+    return rc < 0 ? rc : ob_client_queue_locked(c, hdr, body);
 }
 
 int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
@@ -216,21 +223,5 @@ int ob_request_call(struct ob_client *c, uint16_t cmd, const struct ob_body *bod
         *reply = msg;
     else if (rc == 0)
         ob_msg_free(msg);
-    return rc;
-}
-
-int ob_request_post(struct ob_client *c, uint16_t cmd, const struct ob_body *body)
-{
-    struct ob_wire_hdr hdr = { .msg_id = OB_POSTED_ID,
-                               .cmd = cmd,
-                               .flags = OB_HDR_COMMAND | OB_HDR_NO_REPLY };
-    int rc;
-
-    ob_client_lock(c);
-    if (!c->dead && c->channel.out_bytes >= OB_CLIENT_POST_MAX)
-        rc = -ENOBUFS;
-    else
-        rc = ob_client_send_locked(c, &hdr, body);
-    ob_client_unlock(c);
     return rc;
 }

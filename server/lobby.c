@@ -49,8 +49,10 @@ static void lobby_refuse(struct ob_session *session, const struct ob_wire_hdr *r
     lobby_drop(session);
 }
 
-/* What we say of ourselves. A client that proposed nothing is told nothing. */
-static void offer(struct ob_reply *reply, const struct ob_wire_version *asked, bool with_json)
+/* What we say of ourselves: nothing to a client that said nothing, and of what both sides must have
+ * only what the client has. */
+static void offer(const struct ob_session *session, struct ob_reply *reply,
+                  const struct ob_wire_version *asked, bool with_json)
 {
     struct ob_wire_version version = { .major = OB_VERSION_MAJOR, .minor = asked->minor };
     struct ob_caps caps;
@@ -63,6 +65,7 @@ static void offer(struct ob_reply *reply, const struct ob_wire_version *asked, b
     if (!with_json)
         return;
     ob_caps_offer(&caps);
+    caps.write_multiple &= session->caps.write_multiple;
     len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, OB_VERSION_JSON_QEMU);
     if (len > 0)
         reply->len += (size_t)len;
@@ -89,7 +92,7 @@ static void negotiate(struct ob_session *session, const struct ob_msg *msg)
     session->caps = caps;
     lobby_unlink(session);
     session->ch.payload_max = OB_PAYLOAD_MAX;
-    offer(&reply, &version, msg->len > sizeof(version));
+    offer(session, &reply, &version, msg->len > sizeof(version));
     ob_answer(session, &msg->hdr, 0, &reply);
     ob_session_attach(session);
 }

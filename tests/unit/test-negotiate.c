@@ -67,6 +67,7 @@ TEST(defaults, "silence-means-defaults")
     ob_caps_offer(&caps);
     CHECK_INT(caps.max_msg_fds, OB_MSG_FDS_OFFER);
     CHECK_INT(caps.max_data_xfer_size, OB_DATA_XFER_MAX);
+    CHECK(caps.write_multiple);
 }
 
 /* Texts as the known peers send them. */

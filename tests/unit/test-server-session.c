@@ -35,7 +35,7 @@ TEST(version_reply, "version-is-answered-within-what-qemu-takes")
     CHECK_INT(ob_caps_parse(reply->payload + 4, reply->len - 4, true, &caps, &why), 0);
     CHECK_INT(caps.max_msg_fds, 16);
     CHECK_INT(caps.max_data_xfer_size, 1048576);
-    CHECK(!caps.write_multiple && !caps.migration && !caps.twin_socket);
+    CHECK(caps.write_multiple && !caps.migration && !caps.twin_socket);
     ob_msg_free(reply);
     CHECK_INT(device.attached, 1);
     CHECK(ob_server_attached(server));

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Posted writes. One that the socket takes at once goes out as it is. While others are queued,
+ * small ones are collected in a batch, which stands behind the queue and goes out as one
+ * REGION_WRITE_MULTI, where the server knows that: when it is full, when the queue has run empty,
+ * or before anything else is sent, so that order never changes.
+ */
+#include "client/internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* Writes that go into a message: as many as fit, and as the server takes bytes. */
+static uint32_t batch_max(const struct ob_client *c)
+{
+    const uint32_t head = sizeof(struct ob_wire_write_multi), bytes = ob_client_xfer_max(c);
+    uint32_t fit = bytes > head ? (bytes - head) / (uint32_t)sizeof(c->batch[0]) : 0;
+
+    return fit < OB_CLIENT_BATCH_MAX ? fit : OB_CLIENT_BATCH_MAX;
+}
+
+static int post_locked(struct ob_client *c, uint16_t cmd, const struct ob_body *body)
+{
+    struct ob_wire_hdr hdr = { .msg_id = OB_POSTED_ID,
+                               .cmd = cmd,
+                               .flags = OB_HDR_COMMAND | OB_HDR_NO_REPLY };
+
+    return ob_client_queue_locked(c, &hdr, body);
+}
+
+int ob_client_end_batch_locked(struct ob_client *c)
+{
+    const struct ob_wire_write_multi_entry *only = c->batch;
+    const struct ob_wire_write_multi multi = { c->nbatch };
+    const struct ob_wire_region_access wire = { only->offset, only->region, only->count };
+    int rc;
+
+    if (c->nbatch == 0 || c->dead)
+        return 0;
+    if (c->nbatch == 1)
+        rc =
+            post_locked(c, OB_CMD_REGION_WRITE,
+                        &(struct ob_body){ &wire, sizeof(wire), only->data, only->count, NULL, 0 });
+    else
+        rc = post_locked(c, OB_CMD_REGION_WRITE_MULTI,
+                         &(struct ob_body){ &multi, sizeof(multi), c->batch,
+                                            c->nbatch * (uint32_t)sizeof(c->batch[0]), NULL, 0 });
+    if (rc == 0)
+        c->nbatch = 0;
+    return rc;
+}
+
+/* Behind what is queued already. */
+static int add_to_batch_locked(struct ob_client *c, const struct ob_wire_region_access *wire,
+                               const void *data)
+{
+    struct ob_wire_write_multi_entry *entry;
+    int rc = c->nbatch == batch_max(c) ? ob_client_end_batch_locked(c) : 0;
+
+    if (rc < 0)
+        return rc;
+    entry = &c->batch[c->nbatch++];
+    *entry = (struct ob_wire_write_multi_entry){ wire->offset, wire->region, wire->count, { 0 } };
+    memcpy(entry->data, data, wire->count);
+    return 0;
+}
+
+static int write_locked(struct ob_client *c, const struct ob_wire_region_access *wire,
+                        const void *data)
+{
+    const struct ob_body body = { wire, sizeof(*wire), data, wire->count, NULL, 0 };
+    int rc;
+
+    if (c->dead)
+        return -ENOTCONN;
+    if (c->channel.out_bytes >= OB_CLIENT_POST_MAX)
+        return -ENOBUFS;
+    if (c->channel.out_head && c->caps.write_multiple && wire->count <= OB_WRITE_MULTI_DATA &&
+        batch_max(c) > 1) {
+        rc = ob_client_flush_locked(c);
+        if (rc < 0)
+            return rc;
+        if (c->channel.out_head)
+            return add_to_batch_locked(c, wire, data);
+    }
+    rc = ob_client_end_batch_locked(c);
+    return rc < 0 ? rc : post_locked(c, OB_CMD_REGION_WRITE, &body);
+}
+
+int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t offset,
+                          const void *data, uint32_t count)
+{
+    struct ob_wire_region_access wire = { offset, region, count };
+    int rc;
+
+    if (count == 0)
+        return 0;
+    if (offset > UINT64_MAX - (count - 1))
+        return -EINVAL;
+    if (count > ob_client_xfer_max(client))
+        return -EMSGSIZE;
+    ob_client_lock(client);
+    rc = write_locked(client, &wire, data);
+    ob_client_unlock(client);
+    return rc;
+}
