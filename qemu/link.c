@@ -4,9 +4,9 @@
  *
  * Waiting without the BQL. A vCPU that accesses the device gives the BQL up while the server
  * answers, so that other vCPUs, the monitor and other devices go on. Meanwhile the device may be
- * unplugged: the access holds a reference to it, obq_link_fini() wakes it and waits until it has
- * left the client, and whoever comes back asks obq_link_alive() before touching anything more.
- * The main loop (reset, the monitor, qtest) keeps the BQL and waits for the deadline at most.
+ * unplugged: the access holds a reference to it, obq_link_shutdown() wakes it, obq_link_fini()
+ * waits until it has left the client, and whoever comes back asks obq_link_alive() before doing
+ * more. The main loop (reset, the monitor, qtest) keeps the BQL and waits for the deadline at most.
  *
  * Losing the server is noticed in any thread; all that follows is done by lost_bh_cb() in the
  * main loop.

@@ -92,12 +92,12 @@ static void region_del_cb(MemoryListener *listener, MemoryRegionSection *section
 
 static char *failure_text(ObPci *d, const struct ob_dma_change *change)
 {
+    const char *why = ob_client_error(d->link.client);
     char text[128];
 
-    return g_strdup_printf("the server does not %s guest memory 0x%" PRIx64 "+0x%" PRIx64
-                           " (change of the memory map, %u in all): %s",
+    return g_strdup_printf("the server does not %s guest memory 0x%" PRIx64 "+0x%" PRIx64 ": %s",
                            change->unmap ? "unmap" : "map", change->address, change->size,
-                           d->dma.changes->len, ob_strerror(change->result, text, sizeof(text)));
+                           why ? why : ob_strerror(change->result, text, sizeof(text)));
 }
 
 static void apply_changes(ObPci *d)
