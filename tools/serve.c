@@ -10,6 +10,7 @@
 #include "tools.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -57,12 +58,33 @@ static void print_device_help(const struct ob_served *device)
         "  --socket-mode MODE      permissions of the socket, in octal (default 600: whoever\n"
         "                          can connect controls the device)\n"
         "\nOther:\n"
+        "  --print-capabilities    describe the device in JSON, for programs that start servers\n"
         "  --verbose               say more on stderr\n"
         "  --help                  this text\n"
         "\nIt stays in the foreground, takes one client after the other, and prints a line to\n"
         "stdout when it is ready. SIGTERM or SIGINT ends it cleanly: data is flushed, the socket\n"
         "removed, and the exit status is 0. With a connected --fd it ends when the client leaves.\n"
         "Exit status: 0 done, 1 failed, 2 wrong command line.\n");
+}
+
+/* As docs/backend.schema.json has it. */
+static int print_capabilities(const struct serve_request *req)
+{
+    const struct ob_served *device = req->device;
+    json_t *features = json_array(), *operands = json_array(), *all;
+
+    for (const struct option *o = device->long_options; o && o->name; o++)
+        json_array_append_new(features, json_string(o->name));
+    if (*device->operands)
+        json_array_append_new(operands, json_string(device->operands));
+    all = json_pack("{s:s, s:o, s:o}", "type", device->name, "features", features, "operands",
+                    operands);
+    if (!all)
+        return fail(req->who, "out of memory");
+    json_dumpf(all, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(all);
+    return 0;
 }
 
 /* ob_log_fn has no room for who says it; a process serves one device. */
@@ -188,12 +210,14 @@ int cmd_serve(int argc, char **argv)
     status = serve_parse(argc, argv, &req);
     if (status)
         return status;
-    if (!req.help)
-        status = serve_request(&req);
-    else if (req.device)
+    if (req.help && req.device)
         print_device_help(req.device);
-    else
+    else if (req.help)
         print_device_list();
+    else if (req.capabilities)
+        status = print_capabilities(&req);
+    else
+        status = serve_request(&req);
     free(req.argv);
     return status;
 }

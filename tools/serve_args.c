@@ -12,12 +12,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPT_FD = 256, OPT_SOCKET_PATH, OPT_SOCKET_MODE, OPT_VERBOSE, OPT_OF_DEVICE };
+enum {
+    OPT_FD = 256,
+    OPT_SOCKET_PATH,
+    OPT_SOCKET_MODE,
+    OPT_CAPABILITIES,
+    OPT_VERBOSE,
+    OPT_OF_DEVICE
+};
 
 static const struct option own_options[] = {
     { "fd", required_argument, NULL, OPT_FD },
     { "socket-path", required_argument, NULL, OPT_SOCKET_PATH },
     { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
+    { "print-capabilities", no_argument, NULL, OPT_CAPABILITIES },
     { "verbose", no_argument, NULL, OPT_VERBOSE },
     { "help", no_argument, NULL, 'h' },
 };
@@ -100,6 +108,9 @@ static int take_option(struct serve_request *req, int opt)
             return fail_usage(req->who, "--socket-mode takes permissions such as 660, not '%s'",
                               optarg);
         req->place.mode = (unsigned)number;
+        return 0;
+    case OPT_CAPABILITIES:
+        req->capabilities = true;
         return 0;
     case OPT_VERBOSE:
         req->verbose = true;
@@ -203,9 +214,10 @@ int serve_parse(int argc, char **argv, struct serve_request *out)
         operands && req.argv ? sort_words(&parser, argc, argv) : fail("serve", "out of memory");
     if (!status && !req.help && !req.device)
         status = fail_usage("serve", "which device?");
-    if (!status && !req.help)
+    bool runs = !req.help && !req.capabilities;
+    if (!status && runs)
         status = settle_place(&parser);
-    if (!status && !req.help)
+    if (!status && runs)
         status = append_operands(&parser);
     free(operands);
     if (status) {

@@ -30,14 +30,14 @@ def byte_tables():
             for table in tables]
 
 
-@case("protocol-tables-are-up-to-date")
+@case("tables-are-up-to-date")
 def _(tmp):
     done = fill(DOCUMENT.read_text())
     assert done.returncode == 0, done.stderr
     assert done.stdout == DOCUMENT.read_text(), "run `make docs`"
 
 
-@case("protocol-byte-tables-have-no-gaps")
+@case("byte-tables-have-no-gaps")
 def _(tmp):
     assert len(byte_tables()) > 20
     for table in byte_tables():
@@ -47,7 +47,7 @@ def _(tmp):
             end += size
 
 
-@case("protocol-document-shows-every-command")
+@case("document-shows-every-command")
 def _(tmp):
     header = (ROOT / "include/outboard/proto.h").read_text()
     blocks = re.findall(r"^<!-- generated: (.*) -->$", DOCUMENT.read_text(), re.MULTILINE)
@@ -56,7 +56,7 @@ def _(tmp):
     assert set(commands) - set(blocks) == {"DIRTY_PAGES"}
 
 
-@case("protocol-tables-program-refuses-a-broken-document")
+@case("tables-program-refuses-a-broken-document")
 def _(tmp):
     for text in ("<!-- generated: nonsense -->\n<!-- end -->\n", "<!-- generated: header -->\n",
                  "<!-- generated: header -->\n<!-- generated: VERSION -->\n<!-- end -->\n"):
@@ -64,7 +64,7 @@ def _(tmp):
         assert done.returncode == 1 and done.stderr, text
 
 
-@case("protocol-rules-have-numbers-of-their-own-and-bind-someone")
+@case("rules-have-numbers-of-their-own-and-bind-someone")
 def _(tmp):
     numbers = [number for number, _ in rules()]
     assert len(numbers) > 150
@@ -73,7 +73,7 @@ def _(tmp):
         assert who in ("client", "server", "both"), number
 
 
-@case("protocol-rules-that-are-referred-to-exist")
+@case("rules-that-are-referred-to-exist")
 def _(tmp):
     known = {number for number, _ in rules()}
     listed = subprocess.run(["git", "grep", "-IoEw", "--untracked", RULE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -84,7 +84,7 @@ def _(tmp):
     assert not wrong, wrong
 
 
-@case("protocol-links-lead-somewhere")
+@case("links-lead-somewhere")
 def _(tmp):
     text = DOCUMENT.read_text()
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
