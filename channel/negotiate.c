@@ -2,7 +2,8 @@
 /*
  * The JSON of the VERSION messages. Keys that we do not know are ignored; one that we know must
  * have the right type and a value that we can work with. Numbers are only taken as integers.
- * What is parsed has OB_VERSION_JSON_MAX bytes at most, which also bounds its nesting.
+ * What is parsed has OB_VERSION_JSON_MAX bytes at most, which also bounds its nesting. Rules:
+ * R-VERSION-7, R-CAPS-1 to R-CAPS-5, R-TWIN-3.
  */
 #include "channel/channel.h"
 

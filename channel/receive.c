@@ -2,7 +2,8 @@
 /*
  * The receiving half of a channel (see channel.h). Invariant: the socket is never read past the
  * end of the message in ch->in, and ch->in_got counts the bytes of it that were read. Tests:
- * channel-receive/every-split, channel-receive/merged-messages.
+ * channel-receive/every-split, channel-receive/merged-messages. Rules: R-FRAME-4 to R-FRAME-7,
+ * R-FD-3.
  */
 #include "channel/channel.h"
 

@@ -3,7 +3,8 @@
  * The sending half of a channel, and waiting (see channel.h). Invariants: nothing is sent past a
  * message that is queued; a message whose first byte was sent is sent to its end, or the
  * connection is shut down; fds go with the first byte, and our duplicates are closed as soon as it
- * is gone. Tests: channel-send/queue-keeps-order, channel-send/send-fails-at-every-call.
+ * is gone. Tests: channel-send/queue-keeps-order, channel-send/send-fails-at-every-call. Rules:
+ * R-FRAME-3, R-FD-1.
  */
 #include "channel/channel.h"
 #include "channel/internal.h"

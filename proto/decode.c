@@ -2,7 +2,7 @@
 /*
  * Decoders of payloads that have rules beyond their size. Each works on a local copy and fills
  * its outputs only when every rule held. A rule stands here when it needs no knowledge of the
- * device; where the document is silent, the choice is explained.
+ * device. The numbers are those of docs/protocol.md, which also gives the reasons.
  */
 #include "outboard/proto.h"
 
@@ -35,6 +35,7 @@ static bool get_exactly(const void *payload, size_t len, void *out, size_t size)
 /*
  * An access flag demands an fd. With both of them ACCESS_MMAP wins, as in libvfio-user. Access
  * rights may be empty. The offset means something only with an fd.
+ * R-DMA-1 to R-DMA-5.
  */
 int ob_decode_dma_map(const void *payload, size_t len, unsigned nfds, struct ob_wire_dma_map *out)
 {
@@ -66,6 +67,7 @@ static bool bitmap_ok(const struct ob_wire_dma_unmap *unmap, const struct ob_wir
            unmap->argsz >= sizeof(*unmap) + sizeof(*bitmap) + bitmap->size;
 }
 
+/* R-DMA-12 to R-DMA-14, R-DMA-18. */
 int ob_decode_dma_unmap(const void *payload, size_t len, struct ob_wire_dma_unmap *out,
                         struct ob_wire_bitmap *bitmap)
 {
@@ -100,7 +102,7 @@ int ob_decode_dma_unmap(const void *payload, size_t len, struct ob_wire_dma_unma
     return 0;
 }
 
-/* argsz may be larger than the structure: the vfio-user crate sends 32. */
+/* argsz may be larger than the structure: the vfio-user crate sends 32. R-DEVICE-2. */
 int ob_decode_device_info(const void *payload, size_t len, struct ob_wire_device_info *out)
 {
     struct ob_wire_device_info info;
@@ -111,7 +113,8 @@ int ob_decode_device_info(const void *payload, size_t len, struct ob_wire_device
     return 0;
 }
 
-/* Only argsz and index matter. SPDK sends its whole reply buffer, so what follows is ignored. */
+/* Only argsz and index matter. SPDK sends its whole reply buffer, so what follows is ignored.
+ * R-REGION-3. */
 int ob_decode_region_info(const void *payload, size_t len, struct ob_wire_region_info *out)
 {
     struct ob_wire_region_info info;
@@ -125,6 +128,7 @@ int ob_decode_region_info(const void *payload, size_t len, struct ob_wire_region
     return 0;
 }
 
+/* R-IOFD-1. */
 int ob_decode_region_io_fds(const void *payload, size_t len, struct ob_wire_region_io_fds *out)
 {
     struct ob_wire_region_io_fds fds;
@@ -137,6 +141,7 @@ int ob_decode_region_io_fds(const void *payload, size_t len, struct ob_wire_regi
     return 0;
 }
 
+/* R-HDR-16. */
 int ob_decode_irq_info(const void *payload, size_t len, struct ob_wire_irq_info *out)
 {
     struct ob_wire_irq_info info;
@@ -157,6 +162,7 @@ static bool set_irqs_flags_ok(uint32_t flags)
  * DATA_EVENTFD comes with an fd for each vector, or with none at all, which takes the eventfds of
  * these vectors back: a message cannot hold the -1 that an ioctl would. A range without vectors
  * has one meaning only, TRIGGER with DATA_NONE from 0: take all eventfds of the index back.
+ * R-IRQ-4 to R-IRQ-7, R-IRQ-11.
  */
 int ob_decode_set_irqs(const void *payload, size_t len, unsigned nfds, struct ob_wire_set_irqs *out,
                        const uint8_t **bools)
@@ -195,6 +201,7 @@ static bool take_data(struct ob_cursor *cur, bool has_data, uint64_t count, cons
     return !cur->failed && ob_cursor_left(cur) == 0;
 }
 
+/* R-ACCESS-2 to R-ACCESS-5. */
 int ob_decode_region_access(const void *payload, size_t len, bool has_data, uint32_t max_count,
                             struct ob_wire_region_access *out, const void **data)
 {
@@ -215,6 +222,7 @@ int ob_decode_region_access(const void *payload, size_t len, bool has_data, uint
     return 0;
 }
 
+/* R-XFER-2, R-XFER-4. */
 int ob_decode_dma_access(const void *payload, size_t len, bool has_data, uint32_t max_count,
                          struct ob_wire_dma_access *out, const void **data)
 {
@@ -235,7 +243,7 @@ int ob_decode_dma_access(const void *payload, size_t len, bool has_data, uint32_
     return 0;
 }
 
-/* Every entry is checked before any is executed. */
+/* Every entry is checked before any is executed. R-MULTI-2. */
 int ob_decode_write_multi(const void *payload, size_t len, uint64_t *count,
                           struct ob_cursor *entries)
 {
@@ -258,6 +266,7 @@ int ob_decode_write_multi(const void *payload, size_t len, uint64_t *count,
     return 0;
 }
 
+/* R-FEATURE-1, R-FEATURE-4. */
 int ob_decode_feature(const void *payload, size_t len, struct ob_wire_feature *out,
                       struct ob_cursor *data)
 {
@@ -281,7 +290,7 @@ int ob_decode_feature(const void *payload, size_t len, struct ob_wire_feature *o
 }
 
 /* Where data goes it may be longer than size: libvfio-user's READ reply is as long as the
- * request asked for, and only size says how much of it counts. */
+ * request asked for, and only size says how much of it counts. R-MIG-15 to R-MIG-17. */
 int ob_decode_mig_data(const void *payload, size_t len, bool has_data, uint32_t max_size,
                        struct ob_wire_mig_data *out, const void **data)
 {

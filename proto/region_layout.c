@@ -3,7 +3,8 @@
  * GET_REGION_INFO replies: a fixed part and a chain of capabilities.
  *
  * A client maps memory by what is said here, so nothing is believed: offsets are followed through
- * a cursor only, the chain must run forward (so it ends), and areas must lie in the region.
+ * a cursor only, the chain must run forward (so it ends), and areas must lie in the region. Rules:
+ * R-REGION-4 to R-REGION-16.
  */
 #include "outboard/proto.h"
 

@@ -5,7 +5,7 @@
  *
  * A mapping that is in use (ob_dma_get) when it has to go leaves the table at once, so that nobody
  * finds it any more, and stays in memory until the last user has put it. A DMA_UNMAP is answered
- * only then; a client that left needs no answer.
+ * only then; a client that left needs no answer. Rules: R-DMA-5 to R-DMA-17.
  */
 #include "server/internal.h"
 

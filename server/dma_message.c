@@ -3,7 +3,7 @@
  * DMA by message: DMA_READ and DMA_WRITE, split to what the client takes, each waiting for its
  * reply. Whatever else the client sends meanwhile is kept for later, so a device may do this while
  * it answers a register access. A reply that comes after its deadline is met by ob_dispatch(),
- * which drops it.
+ * which drops it. Rules: R-XFER-2, R-XFER-7 to R-XFER-9.
  */
 #include "server/internal.h"
 

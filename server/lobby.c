@@ -3,7 +3,8 @@
  * Listening, and the lobby: connections that have not negotiated yet. The first good VERSION while
  * there is no client makes its sender the client. While there is one the others are told EBUSY,
  * unless the client has already closed its end: then the newcomer waits for what is left of it to
- * be handled, so that a client that reconnects at once always gets in.
+ * be handled, so that a client that reconnects at once always gets in. Rules: R-VERSION-2,
+ * R-VERSION-4 to R-VERSION-10.
  */
 #include "server/internal.h"
 

@@ -2,7 +2,7 @@
 /*
  * Regions, and where an access of the client ends up: in a part that the library serves (MSI-X),
  * in the device's callback, in the memory of the region's fd, or, where a region has neither,
- * nowhere: it reads as zeros.
+ * nowhere: it reads as zeros. Rules: R-ACCESS-1 to R-ACCESS-7.
  */
 #include "server/internal.h"
 
