@@ -238,3 +238,69 @@ TEST(end_in_mid_io, "the-device-ends-cleanly-in-mid-io")
         CHECK_INT(host_end(&h), 0);
     }
 }
+
+/* ---- Nonsense -------------------------------------------------------------------------------- */
+
+static uint32_t rnd(uint32_t *state)
+{
+    *state = *state * 1664525 + 1013904223;
+    return *state >> 8 ^ *state << 13;
+}
+
+/* Fields that are plausible about as often as not. */
+static struct nvme_sqe nonsense(uint32_t *state, bool admin)
+{
+    static const uint8_t admin_ops[] = { 0, 1, 2, 4, 5, 6, 8, 9, 0xa, 0xc, 0x7f };
+    static const uint8_t io_ops[] = { 0, 1, 2, 5, 8, 9, 0x7f };
+    uint64_t where[] = { HOST_RAM_BASE + rnd(state) % HOST_RAM_SIZE,
+                         (HOST_RAM_BASE + rnd(state) % HOST_RAM_SIZE) & ~4095ull,
+                         (uint64_t)rnd(state) << 32 | rnd(state), 0 };
+    uint32_t dw[] = { 0, 1, 2, 5, 0x10001, 0xffff, 0x3f0002, UINT32_MAX };
+    struct nvme_sqe sqe = {
+        .opcode =
+            admin ? admin_ops[rnd(state) % sizeof(admin_ops)] : io_ops[rnd(state) % sizeof(io_ops)],
+        .flags = rnd(state) % 16 == 0 ? (uint8_t)rnd(state) : 0,
+        .nsid = rnd(state) % 4 ? 1 : dw[rnd(state) % 8],
+        .prp1 = where[rnd(state) % 4],
+        .prp2 = where[rnd(state) % 4],
+        .dw10 = rnd(state) % 2 ? dw[rnd(state) % 8] : rnd(state) % 65536,
+        .dw11 = rnd(state) % 2 ? dw[rnd(state) % 8] : 0,
+        .dw12 = rnd(state) % 2 ? dw[rnd(state) % 8] : rnd(state) % 4096,
+        .dw13 = rnd(state) % 4 ? 0 : rnd(state),
+    };
+    return sqe;
+}
+
+/* Everything the device writes goes to RAM, its own queues too: so anything may happen to them. */
+TEST(random_commands, "no-command-does-harm")
+{
+    for (uint32_t seed = 1; seed <= 6; seed++) {
+        struct nvme_host h = { 0 };
+        uint32_t state = seed;
+        struct nvme_cqe cqe;
+        host_start(&h, seed % 2 ? "mem:1M"
+                                : host_image(seed == 2   ? "a"
+                                             : seed == 4 ? "b"
+                                                         : "c",
+                                             1 << 20, 0));
+        for (unsigned i = 0; i < 600; i++) {
+            bool admin = rnd(&state) % 2;
+            host_submit(&h, !admin, nonsense(&state, admin));
+            if (rnd(&state) % 64 == 0)
+                host_write32(&h, 4 * (rnd(&state) % 2048), rnd(&state));
+            if (rnd(&state) % 4 == 0)
+                host_poll(&h, !admin, 1, &cqe);
+            if (rnd(&state) % 100 == 0 || (host_read32(&h, NVME_REG_CSTS) & 3) != 1) {
+                h.used = 0;
+                host_disable(&h);
+                host_enable(&h);
+                host_add_queue(&h, 1, 64, 1);
+            }
+        }
+        host_disable(&h);
+        h.used = 0;
+        host_enable(&h);
+        CHECK_INT(host_identify(&h, NVME_CNS_CTRL, 0, host_pages(&h, 1)), 0);
+        CHECK_INT(host_end(&h), 0);
+    }
+}

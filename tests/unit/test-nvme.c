@@ -389,6 +389,24 @@ TEST(msix, "each-completion-queue-signals-its-msi-x-vector")
     CHECK_INT(host_end(&h), 0);
 }
 
+TEST(msi, "msi-signals-the-vector-unless-intms-masks-it")
+{
+    struct nvme_host h = { 0 };
+
+    host_start(&h, "--queues=3", "mem:1M");
+    host_add_queue(&h, 2, 64, 3);
+    host_arm(&h, OB_PCI_IRQ_MSI, 4);
+    expect_vector(&h, 1, 1);
+    expect_vector(&h, 2, 3);
+    host_write32(&h, NVME_REG_INTMS, 1u << 3);
+    CHECK_INT(host_do(&h, 2, FLUSH, NULL), 0);
+    CHECK(!signalled(&h, 3, 30));
+    expect_vector(&h, 1, 1);
+    host_write32(&h, NVME_REG_INTMC, 1u << 3);
+    CHECK(signalled(&h, 3, 5000));
+    CHECK_INT(host_end(&h), 0);
+}
+
 TEST(intx, "the-pin-is-high-until-the-host-has-taken-all")
 {
     struct nvme_host h = { 0 };
