@@ -1,12 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """`make demo` and `make shell`, that is guest/demo."""
+import codecs
 import os
 import pathlib
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import BUILD, ROOT, case, main  # noqa: E402
@@ -73,6 +76,24 @@ def _(tmp):
     output, _ = process.communicate("nvme list-ns /dev/nvme0\necho six times seven is $((6 * 7))\n")
     assert process.returncode == 0, output
     assert "six times seven is 42" in output and "0x1" in output, output
+    assert not list(tmp.iterdir())
+
+
+@case("shell-on-a-terminal-ends-with-its-key", TIMEOUT_S)
+def _(tmp):
+    ours, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    process = subprocess.Popen([DEMO, "--build", BUILD, "--shell"], stdin=terminal, stdout=terminal,
+                               stderr=subprocess.PIPE, env=dict(os.environ, TMPDIR=str(tmp)))
+    with open(ours, "rb+", buffering=0) as keyboard:
+        screen = codecs.getreader("utf-8")(keyboard, errors="replace")
+        read_until(screen, "guest# ")
+        keyboard.write(b"echo six times seven is $((6*7))\r")
+        read_until(screen, "six times seven is 42")
+        keyboard.write(b"\x1d")  # Ctrl-]
+        read_until(screen, "The guest is gone")
+        assert process.wait(30) == 0, process.stderr.read()
+        assert termios.tcgetattr(terminal) == before
     assert not list(tmp.iterdir())
 
 
