@@ -46,19 +46,18 @@ void nvme_doorbell_clear(struct nvme_ctrl *c, unsigned index)
     c->seen[index] = 0;
 }
 
-int nvme_doorbell_access(struct nvme_ctrl *c, uint32_t index, uint32_t *value, bool is_write)
+void nvme_doorbell_access(struct nvme_ctrl *c, uint32_t index, uint32_t *value, bool is_write)
 {
     unsigned qid = index / 2;
 
     if (!is_write) {
         *value = 0; /* reading a doorbell is undefined */
-        return 0;
+        return;
     }
     if (qid >= NVME_QIDS || !(index & 1 ? c->cq[qid].live : c->sq[qid].live))
         nvme_event(c, NVME_EVENT_BAD_DOORBELL);
     else
         c->doorbells[index] = *value;
-    return 0;
 }
 
 /* The doorbell's value when it is a new one. */

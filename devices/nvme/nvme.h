@@ -243,7 +243,8 @@ int64_t nvme_now_ns(void);
 
 int nvme_doorbells_init(struct nvme_ctrl *c);
 void nvme_doorbells_fini(struct nvme_ctrl *c);
-int nvme_doorbell_access(struct nvme_ctrl *c, uint32_t index, uint32_t *value, bool is_write);
+/* One access by message. */
+void nvme_doorbell_access(struct nvme_ctrl *c, uint32_t index, uint32_t *value, bool is_write);
 /* Forgets what was written so far: the queue is new. */
 void nvme_doorbell_clear(struct nvme_ctrl *c, unsigned index);
 /* Takes new tails and heads of all live queues. Whether any changed. */

@@ -23,7 +23,6 @@ enum nvme_reg {
     NVME_REG_INTMC = 0x10,
     NVME_REG_CC = 0x14,
     NVME_REG_CSTS = 0x1c,
-    NVME_REG_NSSR = 0x20,
     NVME_REG_AQA = 0x24,
     NVME_REG_ASQ = 0x28,
     NVME_REG_ACQ = 0x30,
@@ -98,7 +97,6 @@ enum nvme_io_opcode {
 #define NVME_IO_FUA         (1u << 30)
 /* Dataset Management */
 #define NVME_DSM_DEALLOCATE 0x4u
-#define NVME_DSM_RANGES     256u
 
 struct nvme_dsm_range {
     uint32_t attributes;
@@ -131,7 +129,6 @@ enum nvme_status {
     NVME_INVALID_LOG_PAGE = 0x109 | NVME_DNR,
     NVME_INVALID_QUEUE_DELETION = 0x10c | NVME_DNR,
     NVME_NOT_SAVEABLE = 0x10d | NVME_DNR,
-    NVME_NOT_CHANGEABLE = 0x10e | NVME_DNR,
     NVME_NOT_NS_SPECIFIC = 0x10f | NVME_DNR,
     NVME_READ_ONLY_RANGE = 0x182 | NVME_DNR,
     NVME_WRITE_FAULT = 0x280,

@@ -90,7 +90,7 @@ void host_add_queue(struct nvme_host *h, uint16_t qid, uint32_t entries, uint16_
 /* Eventfds for vectors 0 to count - 1 of this IRQ index. */
 void host_arm(struct nvme_host *h, uint32_t index, unsigned count);
 
-/* Puts a command into the queue and rings (unless silent). Its identifier. */
+/* Puts a command into the queue, rings for all that were put, or both. Its identifier. */
 uint16_t host_put(struct nvme_host *h, uint16_t qid, struct nvme_sqe sqe);
 void host_ring(struct nvme_host *h, uint16_t qid);
 uint16_t host_submit(struct nvme_host *h, uint16_t qid, struct nvme_sqe sqe);

@@ -293,6 +293,7 @@ TEST(options, "wrong-options-are-told-precisely")
     expect_refusal(2, "--queues=many", "mem:1M", "not 'many'");
     expect_refusal(2, "--doorbells=x", "mem:1M", "--doorbells takes mapped or trapped, not 'x'");
     expect_refusal(2, "--aio=x", "mem:1M", "--aio takes auto, uring or threads, not 'x'");
+    expect_refusal(2, "--interrupts=x", "mem:1M", "--interrupts takes msix, msi or intx, not 'x'");
     expect_refusal(2, "--serial=", "mem:1M", "--serial takes 1 to 20 characters, not ''");
     expect_refusal(2, "--serial=123456789012345678901", "mem:1M", "1 to 20 characters");
     expect_refusal(2, "--model=\xc3\xa4", "mem:1M", "--model takes printable ASCII");
