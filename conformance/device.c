@@ -110,6 +110,54 @@ void device_write(struct test *t, uint32_t region, uint64_t offset, uint32_t val
     test_ok(t, OB_CMD_REGION_WRITE, payload, sizeof(access) + count);
 }
 
+bool device_maps(const struct test *t, uint32_t region)
+{
+    return t->dev->regions[region].flags & OB_REGION_MMAP;
+}
+
+void device_region(struct test *t, uint32_t index, uint32_t argsz, struct ob_region_layout *out)
+{
+    struct ob_wire_region_info info = { .argsz = argsz, .index = index };
+    const char *why = NULL;
+
+    test_ok(t, OB_CMD_DEVICE_GET_REGION_INFO, &info, sizeof(info));
+    MUST(t, ob_decode_region_layout(t->in.data, t->in.len, index, out, &why) == 0,
+         "the description of region %u: %s", index, why);
+}
+
+int device_map(struct test *t, uint32_t flags, int fd, uint64_t offset, uint64_t address,
+               uint64_t size)
+{
+    struct ob_wire_dma_map map = { sizeof(map), flags, offset, address, size };
+
+    return test_ask_fds(t, OB_CMD_DMA_MAP, &map, sizeof(map), &fd, fd >= 0);
+}
+
+int device_unmap(struct test *t, uint32_t flags, uint64_t address, uint64_t size)
+{
+    struct ob_wire_dma_unmap unmap = { sizeof(unmap), flags, address, size };
+    int got = test_ask(t, OB_CMD_DMA_UNMAP, &unmap, sizeof(unmap));
+
+    if (got == 0 && t->in.len == 0)
+        test_deviates(t, "the reply to DMA_UNMAP is empty, as libvfio-user's without DMA");
+    else if (got == 0)
+        MUST(t, t->in.len == sizeof(unmap) && memcmp(t->in.data, &unmap, sizeof(unmap)) == 0,
+             "the reply to DMA_UNMAP does not repeat the request");
+    return got;
+}
+
+int device_set_irqs(struct test *t, uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
+                    const uint8_t *bools, const int *fds, unsigned nfds)
+{
+    uint8_t payload[sizeof(struct ob_wire_set_irqs) + OB_IRQ_VECTORS_MAX];
+    struct ob_wire_set_irqs set = { sizeof(set) + (bools ? count : 0), flags, index, start, count };
+
+    memcpy(payload, &set, sizeof(set));
+    if (bools)
+        memcpy(payload + sizeof(set), bools, count);
+    return test_ask_fds(t, OB_CMD_DEVICE_SET_IRQS, payload, set.argsz, fds, nfds);
+}
+
 /* ---- Requests ------------------------------------------------------------------------------ */
 
 static const char small_proposal[] = "{\"capabilities\":{\"max_msg_fds\":16}}";

@@ -88,11 +88,12 @@ static void list_free(struct list *list)
 static int list_make(struct list *list, const char *pattern)
 {
     static const struct case_table *const tables[] = {
-        &version_cases,
+        &version_cases, &session_cases, &dma_cases, &info_cases, &access_cases, &irq_cases,
     };
 
     *list = (struct list){ .pattern = pattern };
     list_family(list, &message_families);
+    list_family(list, &irq_families);
     for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++)
         for (size_t k = 0; k < tables[i]->count; k++)
             list_add(list, &tables[i]->entries[k]);

@@ -186,6 +186,17 @@ bool device_takes(const struct test *t, uint16_t cmd);
 /* The config space register that every client may write: the interrupt line. */
 #define CONFIG_LINE 0x3cu
 bool device_has_config(const struct test *t);
+bool device_maps(const struct test *t, uint32_t region);
+/* DMA_MAP and DMA_UNMAP; fd -1: none. Return the errno, 0 after a success. */
+int device_map(struct test *t, uint32_t flags, int fd, uint64_t offset, uint64_t address,
+               uint64_t size);
+int device_unmap(struct test *t, uint32_t flags, uint64_t address, uint64_t size);
+/* SET_IRQS; fds and bools may be NULL. Returns the errno, 0 after a success. */
+int device_set_irqs(struct test *t, uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
+                    const uint8_t *bools, const int *fds, unsigned nfds);
+/* GET_REGION_INFO with this argsz, checked against itself. The reply, fds included, is in t->in. */
+void device_region(struct test *t, uint32_t index, uint32_t argsz, struct ob_region_layout *out);
+/* A register in config space or a BAR, up to 4 bytes. */
 uint32_t device_read(struct test *t, uint32_t region, uint64_t offset, uint32_t count);
 void device_write(struct test *t, uint32_t region, uint64_t offset, uint32_t value, uint32_t count);
 
@@ -195,6 +206,19 @@ struct case_table {
     const struct entry *entries;
     size_t count;
 };
+/* A case on a negotiated connection, one on a fresh connection, and one that takes longer. */
+#define CASE(id, rules, says, run)              \
+    {                                           \
+        id, rules, says, run, false, 0, 0, NULL \
+    }
+#define RAW(id, rules, says, run)              \
+    {                                          \
+        id, rules, says, run, true, 0, 0, NULL \
+    }
+#define SLOW(id, rules, says, run)              \
+    {                                           \
+        id, rules, says, run, false, 6, 0, NULL \
+    }
 #define CASES(name, array) \
     const struct case_table name = { array, sizeof(array) / sizeof((array)[0]) }
 
@@ -214,7 +238,9 @@ struct family_table {
     uint32_t first;
 };
 
-extern const struct case_table version_cases;
-extern const struct family_table message_families;
+extern const struct case_table version_cases, session_cases, stream_cases, info_cases, access_cases,
+    config_cases, irq_cases, dma_cases, unmap_cases, transfer_cases, feature_cases, multi_cases,
+    random_cases;
+extern const struct family_table message_families, irq_families;
 
 #endif

@@ -304,11 +304,6 @@ static void twin_socket(struct test *t)
     test_alive(t);
 }
 
-#define RAW(id, rules, says, run)              \
-    {                                          \
-        id, rules, says, run, true, 0, 0, NULL \
-    }
-
 static const struct entry entries[] = {
     RAW("version/answers-own-version", "R-VERSION-4 R-VERSION-5", "0.0 is answered with 0.0",
         minor_not_raised),
