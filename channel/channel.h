@@ -15,6 +15,7 @@
 #ifndef OB_CHANNEL_H
 #define OB_CHANNEL_H
 
+#include <poll.h>
 #include <sys/uio.h>
 
 #include "outboard/proto.h"
@@ -83,6 +84,8 @@ int ob_channel_send(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct
 /* Waits for poll() events on the socket. Returns the events that are there (POLLHUP and POLLERR
  * also unasked), or -ETIMEDOUT. */
 int ob_channel_wait(const struct ob_channel *ch, short events, int64_t deadline_ns);
+/* poll() with a deadline: how many of fds are ready, or -ETIMEDOUT, or another negative errno. */
+int ob_poll_until(struct pollfd *fds, unsigned count, int64_t deadline_ns);
 
 /* Deadlines are CLOCK_MONOTONIC nanoseconds. timeout_ms < 0: OB_NO_DEADLINE. */
 #define OB_NO_DEADLINE INT64_MAX

@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -198,9 +197,8 @@ int ob_channel_send(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct
     return rc;
 }
 
-int ob_channel_wait(const struct ob_channel *ch, short events, int64_t deadline_ns)
+int ob_poll_until(struct pollfd *fds, unsigned count, int64_t deadline_ns)
 {
-    struct pollfd pfd = { .fd = ch->fd, .events = events };
     bool forever = deadline_ns == OB_NO_DEADLINE;
 
     for (;;) {
@@ -208,12 +206,20 @@ int ob_channel_wait(const struct ob_channel *ch, short events, int64_t deadline_
         struct timespec ts = { 0, 0 };
         if (left > 0)
             ts = (struct timespec){ left / 1000000000, left % 1000000000 };
-        int rc = ppoll(&pfd, 1, forever ? NULL : &ts, NULL);
+        int rc = ppoll(fds, count, forever ? NULL : &ts, NULL);
         if (rc > 0)
-            return pfd.revents;
+            return rc;
         if (rc == 0)
             return -ETIMEDOUT;
         if (errno != EINTR)
             return -errno;
     }
+}
+
+int ob_channel_wait(const struct ob_channel *ch, short events, int64_t deadline_ns)
+{
+    struct pollfd pfd = { .fd = ch->fd, .events = events };
+    int rc = ob_poll_until(&pfd, 1, deadline_ns);
+
+    return rc < 0 ? rc : pfd.revents;
 }

@@ -34,7 +34,9 @@ void ob_client_unlock(struct ob_client *c)
 static void end_locked(struct ob_client *c)
 {
     c->dead = true;
-    shutdown(c->channel.fd, SHUT_RDWR);
+    shutdown(c->main.channel.fd, SHUT_RDWR);
+    if (c->twin.channel.fd >= 0)
+        shutdown(c->twin.channel.fd, SHUT_RDWR);
     ob_request_abort_all_locked(c);
 }
 
@@ -113,7 +115,9 @@ void ob_client_free(struct ob_client *c)
 {
     if (!c)
         return;
-    ob_channel_fini(&c->channel);
+    ob_channel_fini(&c->main.channel);
+    if (c->twin.channel.fd >= 0)
+        ob_channel_fini(&c->twin.channel);
     if (c->socket_epoll >= 0)
         close(c->socket_epoll);
     if (c->loop_epoll >= 0)
@@ -137,15 +141,14 @@ static void copy_options(struct ob_client_options *out, const struct ob_client_o
 
 static int open_epolls(struct ob_client *c)
 {
-    struct epoll_event on_socket = { .events = EPOLLIN }, disarmed = { .events = 0 };
+    struct epoll_event disarmed = { .events = 0 };
 
     c->socket_epoll = epoll_create1(EPOLL_CLOEXEC);
     c->loop_epoll = epoll_create1(EPOLL_CLOEXEC);
     if (c->socket_epoll < 0 || c->loop_epoll < 0 ||
-        epoll_ctl(c->socket_epoll, EPOLL_CTL_ADD, c->channel.fd, &on_socket) < 0 ||
         epoll_ctl(c->loop_epoll, EPOLL_CTL_ADD, c->socket_epoll, &disarmed) < 0)
         return -errno;
-    return 0;
+    return ob_client_watch(c, &c->main);
 }
 
 /* A client on a connected socket, not negotiated. opt is complete. fd is taken. */
@@ -158,7 +161,8 @@ static int new_client(int fd, const struct ob_client_options *opt, struct ob_cli
         close(fd);
         return -ENOMEM;
     }
-    rc = ob_channel_init(&c->channel, fd, OB_PAYLOAD_MAX);
+    c->twin.channel.fd = -1;
+    rc = ob_channel_init(&c->main.channel, fd, OB_PAYLOAD_MAX);
     if (rc < 0) {
         free(c);
         return rc;
@@ -175,8 +179,20 @@ static int new_client(int fd, const struct ob_client_options *opt, struct ob_cli
     return rc;
 }
 
+/* Takes the second socket that the server sent along; a sentence on failure, else NULL. */
+static const char *take_twin(struct ob_client *c, struct ob_msg *msg)
+{
+    int fd = ob_msg_claim_fd(msg, (unsigned)c->caps.twin_fd_index);
+
+    if (fd < 0)
+        return "it speaks of a second socket, and sends none";
+    if (ob_channel_init(&c->twin.channel, fd, OB_PAYLOAD_MAX) < 0)
+        return "its second socket is no stream socket";
+    return ob_client_watch(c, &c->twin) < 0 ? "its second socket cannot be watched" : NULL;
+}
+
 /* Reads the server's half of the negotiation; a sentence on failure, else NULL. */
-static const char *take_version(struct ob_client *c, const struct ob_msg *msg)
+static const char *take_version(struct ob_client *c, struct ob_msg *msg)
 {
     struct ob_wire_version version;
     struct ob_cursor cur;
@@ -191,7 +207,9 @@ static const char *take_version(struct ob_client *c, const struct ob_msg *msg)
         return why;
     if (c->caps.max_data_xfer_size == 0)
         return "it takes no data (max_data_xfer_size is 0)";
-    return NULL;
+    if (c->caps.twin_socket && c->opt.single_socket)
+        return "it insists on a second socket";
+    return c->caps.twin_socket ? take_twin(c, msg) : NULL;
 }
 
 static int refuse(char *errbuf, size_t size, int rc, const char *fmt, ...)
@@ -244,6 +262,7 @@ static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, siz
     int rc;
 
     ob_caps_offer(&ours);
+    ours.twin_socket = !c->opt.single_socket;
     rc = ob_caps_print(&ours, false, json, sizeof(json));
     if (rc < 0)
         return refuse(errbuf, size, rc, "cannot print the capabilities");

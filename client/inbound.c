@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The server's commands: DMA_READ and DMA_WRITE, served through the embedder's callbacks by
- * whichever thread has the receive role. Everything else is refused, and the stream goes on.
+ * whichever thread has the receive role. Everything else is refused, and the stream goes on; so is
+ * a command on the main socket where there is a twin.
  */
 #include "client/internal.h"
 
@@ -70,7 +71,7 @@ static uint32_t serve_dma_write(struct ob_client *c, const struct ob_msg *msg,
     return callback_errno(rc);
 }
 
-static uint32_t serve(struct ob_client *c, const struct ob_msg *msg,
+static uint32_t serve(struct ob_client *c, const struct ob_socket *s, const struct ob_msg *msg,
                       struct ob_wire_dma_access *access, void **data)
 {
     struct serving here = { .client = c, .outer = innermost };
@@ -78,6 +79,8 @@ static uint32_t serve(struct ob_client *c, const struct ob_msg *msg,
     enum ob_reason reason = ob_check_command(&msg->hdr, OB_SERVER_TO_CLIENT, state);
     uint32_t error;
 
+    if (reason == OB_OK && c->caps.twin_socket != (s == &c->twin))
+        reason = OB_BAD_STATE;
     if (reason == OB_OK && msg->nfds > 0)
         reason = OB_TOO_MANY_FDS;
     if (reason != OB_OK)
@@ -89,11 +92,11 @@ static uint32_t serve(struct ob_client *c, const struct ob_msg *msg,
     return error;
 }
 
-void ob_client_serve(struct ob_client *c, struct ob_msg *msg)
+void ob_client_serve(struct ob_client *c, struct ob_socket *s, struct ob_msg *msg)
 {
     struct ob_wire_dma_access access;
     void *data = NULL;
-    uint32_t error = serve(c, msg, &access, &data);
+    uint32_t error = serve(c, s, msg, &access, &data);
     struct ob_wire_hdr hdr = { .msg_id = msg->hdr.msg_id,
                                .cmd = msg->hdr.cmd,
                                .flags = OB_HDR_REPLY | (error ? OB_HDR_ERROR : 0),
@@ -110,7 +113,7 @@ void ob_client_serve(struct ob_client *c, struct ob_msg *msg)
     if (!(msg->hdr.flags & OB_HDR_NO_REPLY)) {
         ob_client_lock(c);
         /* A server that is left without an answer would wait for ever. */
-        rc = ob_client_send_locked(c, &hdr, &body);
+        rc = ob_client_send_locked(c, s, &hdr, &body);
         if (rc == -ENOBUFS)
             ob_client_die_locked(c, "the server does not take the answers to its DMA requests");
         else if (rc < 0)

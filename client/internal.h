@@ -15,11 +15,15 @@
  * Every change of the role happens under the lock.
  *
  * Two epoll instances make that visible to poll(): socket_epoll says what there is to do on the
- * socket (always input; output as long as something is queued), and loop_epoll, which the
+ * sockets (always input; output as long as something is queued), and loop_epoll, which the
  * embedder watches, has socket_epoll in it, armed only while no waiter has the role.
  *
+ * Where the server agrees there are two sockets, and the server's commands and our answers go
+ * over the second one, the twin: so neither side ever has to look for the answer to a DMA request
+ * between other messages. The role covers both.
+ *
  * Locking. One lock guards everything in struct ob_client below "guarded"; no callback runs under
- * it. The receiving half of the channel belongs to the role, the sending half to the lock.
+ * it. The receiving halves of the channels belong to the role, the sending halves to the lock.
  */
 #ifndef OB_CLIENT_INTERNAL_H
 #define OB_CLIENT_INTERNAL_H
@@ -76,11 +80,17 @@ struct ob_late {
     uint16_t id, cmd;
 };
 
+/* One of the sockets of a connection. */
+struct ob_socket {
+    struct ob_channel channel; /* its fd is -1: there is no such socket */
+    bool wants_output;         /* EPOLLOUT is set in socket_epoll */
+};
+
 struct ob_client {
     struct ob_client_options opt;
     struct ob_caps caps; /* the server's; constant once connected */
     bool ready;          /* negotiated; constant once connected */
-    struct ob_channel channel;
+    struct ob_socket main, twin;
     int socket_epoll, loop_epoll;
     pthread_condattr_t monotonic;
     atomic_bool dead; /* set under the lock, why[] before it */
@@ -91,8 +101,7 @@ struct ob_client {
     bool lost_due; /* the thread that unlocks next calls opt.lost */
     bool told;     /* ob_client_step() has reported the death */
     bool role_taken;
-    bool armed;        /* socket_epoll is armed in loop_epoll */
-    bool wants_output; /* EPOLLOUT is set in socket_epoll */
+    bool armed; /* socket_epoll is armed in loop_epoll */
     uint16_t last_id;
     unsigned npending, nlate;
     struct ob_request *pending[OB_PENDING_BUCKETS];
@@ -147,9 +156,10 @@ void ob_request_abort_all_locked(struct ob_client *c);
 /* Takes a reply that came in. */
 void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg);
 /* Sends, or queues, a message behind all that was posted, and keeps socket_epoll right. */
-int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body);
+int ob_client_send_locked(struct ob_client *c, struct ob_socket *s, struct ob_wire_hdr *hdr,
+                          const struct ob_body *body);
 /* The same, but before the writes of the batch. */
-int ob_client_queue_locked(struct ob_client *c, struct ob_wire_hdr *hdr,
+int ob_client_queue_locked(struct ob_client *c, struct ob_socket *s, struct ob_wire_hdr *hdr,
                            const struct ob_body *body);
 
 /* ---- posted.c ----------------------------------------------------------------------------- */
@@ -163,20 +173,23 @@ int ob_client_end_batch_locked(struct ob_client *c);
 void ob_client_wait_locked(struct ob_client *c, struct ob_request *req);
 /* The deadline of a request has come. */
 void ob_request_expire_locked(struct ob_client *c, struct ob_request *req);
+/* Lets socket_epoll hear of the socket. 0 or a negative errno. */
+int ob_client_watch(struct ob_client *c, struct ob_socket *s);
 /* Keeps the embedder's loop asleep until ob_client_rearm_locked(), for a caller that sends and is
  * going to wait: else the reply could wake both. */
 void ob_client_quiet_locked(struct ob_client *c);
 /* Lets the loop hear of the socket again, unless somebody has the role. */
 void ob_client_rearm_locked(struct ob_client *c);
-/* Sends what is queued, as far as the socket takes it. 0 or a negative errno. */
+/* Sends what is queued on the main socket, as far as it takes it. 0 or a negative errno. */
 int ob_client_flush_locked(struct ob_client *c);
 /* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */
-void ob_client_want_output_locked(struct ob_client *c);
+void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s);
 
 /* ---- inbound.c ---------------------------------------------------------------------------- */
 
-/* Answers a command of the server. Takes msg. Called with the role, without the lock. */
-void ob_client_serve(struct ob_client *c, struct ob_msg *msg);
+/* Answers a command of the server on the socket it came over. Takes msg. Called with the role,
+ * without the lock. */
+void ob_client_serve(struct ob_client *c, struct ob_socket *s, struct ob_msg *msg);
 /* Whether this thread is inside a callback of this client: it must not wait then. */
 bool ob_client_in_callback(const struct ob_client *c);
 

@@ -25,7 +25,7 @@ static int post_locked(struct ob_client *c, uint16_t cmd, const struct ob_body *
                                .cmd = cmd,
                                .flags = OB_HDR_COMMAND | OB_HDR_NO_REPLY };
 
-    return ob_client_queue_locked(c, &hdr, body);
+    return ob_client_queue_locked(c, &c->main, &hdr, body);
 }
 
 int ob_client_end_batch_locked(struct ob_client *c)
@@ -73,14 +73,14 @@ static int write_locked(struct ob_client *c, const struct ob_wire_region_access 
 
     if (c->dead)
         return -ENOTCONN;
-    if (c->channel.out_bytes >= OB_CLIENT_POST_MAX)
+    if (c->main.channel.out_bytes >= OB_CLIENT_POST_MAX)
         return -ENOBUFS;
-    if (c->channel.out_head && c->caps.write_multiple && wire->count <= OB_WRITE_MULTI_DATA &&
+    if (c->main.channel.out_head && c->caps.write_multiple && wire->count <= OB_WRITE_MULTI_DATA &&
         batch_max(c) > 1) {
         rc = ob_client_flush_locked(c);
         if (rc < 0)
             return rc;
-        if (c->channel.out_head)
+        if (c->main.channel.out_head)
             return add_to_batch_locked(c, wire, data);
     }
     rc = ob_client_end_batch_locked(c);

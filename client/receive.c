@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <time.h>
 
 static void arm_locked(struct ob_client *c, bool armed)
@@ -29,27 +30,39 @@ void ob_client_rearm_locked(struct ob_client *c)
     arm_locked(c, !c->role_taken && !c->told);
 }
 
-void ob_client_want_output_locked(struct ob_client *c)
+int ob_client_watch(struct ob_client *c, struct ob_socket *s)
 {
-    bool wanted = c->channel.out_head || c->nbatch > 0;
-    struct epoll_event event = { .events = EPOLLIN | (wanted ? EPOLLOUT : 0) };
+    struct epoll_event event = { .events = EPOLLIN, .data.ptr = s };
 
-    if (c->wants_output == wanted)
+    return epoll_ctl(c->socket_epoll, EPOLL_CTL_ADD, s->channel.fd, &event) < 0 ? -errno : 0;
+}
+
+void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s)
+{
+    bool wanted = s->channel.out_head || (s == &c->main && c->nbatch > 0);
+    struct epoll_event event = { .events = EPOLLIN | (wanted ? EPOLLOUT : 0), .data.ptr = s };
+
+    if (s->wants_output == wanted)
         return;
-    c->wants_output = wanted;
-    epoll_ctl(c->socket_epoll, EPOLL_CTL_MOD, c->channel.fd, &event);
+    s->wants_output = wanted;
+    epoll_ctl(c->socket_epoll, EPOLL_CTL_MOD, s->channel.fd, &event);
+}
+
+static int flush_socket_locked(struct ob_client *c, struct ob_socket *s)
+{
+    int rc = c->dead ? 0 : ob_channel_flush(&s->channel);
+
+    if (rc < 0)
+        rc = ob_client_send_failed_locked(c, rc);
+    else if (rc == 1 && s == &c->main)
+        rc = ob_client_end_batch_locked(c);
+    ob_client_want_output_locked(c, s);
+    return rc < 0 ? rc : 0;
 }
 
 int ob_client_flush_locked(struct ob_client *c)
 {
-    int rc = c->dead ? 0 : ob_channel_flush(&c->channel);
-
-    if (rc < 0)
-        rc = ob_client_send_failed_locked(c, rc);
-    else if (rc == 1)
-        rc = ob_client_end_batch_locked(c);
-    ob_client_want_output_locked(c);
-    return rc;
+    return flush_socket_locked(c, &c->main);
 }
 
 /* Hands the role to the thread that has slept longest, or lays it down. */
@@ -78,22 +91,22 @@ static void receive_failed(struct ob_client *c, int rc, bool torn)
         ob_client_die(c, "the connection broke while receiving: %s", ob_errno_text(-rc));
 }
 
-/* Takes one message from the socket, if a whole one is there, and handles it. Called with the
- * role, without the lock. Returns whether there may be more. */
-static bool receive_one(struct ob_client *c)
+/* Handles a message. Takes it. Returns whether the stream goes on. */
+static bool take_message(struct ob_client *c, struct ob_socket *s, struct ob_msg *msg)
 {
-    struct ob_msg *msg;
-    int rc = ob_channel_recv(&c->channel, &msg);
-
-    if (rc < 0)
-        receive_failed(c, rc, c->channel.in_got > 0);
-    if (rc <= 0)
-        return false;
+    /* error replies of the vfio-user crate up to 0.1.3 say that they are commands. */
+    if ((msg->hdr.flags & (OB_HDR_TYPE_MASK | OB_HDR_ERROR)) == (OB_HDR_COMMAND | OB_HDR_ERROR))
+        msg->hdr.flags |= OB_HDR_REPLY;
     switch (msg->hdr.flags & OB_HDR_TYPE_MASK) {
     case OB_HDR_COMMAND:
-        ob_client_serve(c, msg);
+        ob_client_serve(c, s, msg);
         break;
     case OB_HDR_REPLY:
+        if (s == &c->twin) {
+            ob_client_die(c, "the server sent a reply over the second socket");
+            ob_msg_free(msg);
+            return false;
+        }
         ob_client_lock(c);
         ob_request_complete_locked(c, msg);
         ob_client_unlock(c);
@@ -107,6 +120,28 @@ static bool receive_one(struct ob_client *c)
     return true;
 }
 
+/* The end of the twin is the end of the connection: the main socket takes nothing more from the
+ * server, and ends when what it has sent before was read. */
+static void twin_ended(struct ob_client *c)
+{
+    epoll_ctl(c->socket_epoll, EPOLL_CTL_DEL, c->twin.channel.fd, NULL);
+    shutdown(c->main.channel.fd, SHUT_RD);
+}
+
+/* Takes one message from the socket, if a whole one is there, and handles it. Called with the
+ * role, without the lock. Returns whether there may be more. */
+static bool receive_one(struct ob_client *c, struct ob_socket *s)
+{
+    struct ob_msg *msg;
+    int rc = ob_channel_recv(&s->channel, &msg);
+
+    if (rc == -ECONNRESET && s == &c->twin)
+        twin_ended(c);
+    else if (rc < 0)
+        receive_failed(c, rc, s->channel.in_got > 0);
+    return rc > 0 && take_message(c, s, msg);
+}
+
 static int ms_until(int64_t deadline_ns)
 {
     int64_t ms;
@@ -117,7 +152,7 @@ static int ms_until(int64_t deadline_ns)
     return ms < 0 ? 0 : ms > INT_MAX ? INT_MAX : (int)ms;
 }
 
-/* Waits for the socket and handles one message. The lock is dropped meanwhile. */
+/* Waits for the sockets and handles one message. The lock is dropped meanwhile. */
 static void receive_locked(struct ob_client *c, int64_t deadline_ns)
 {
     struct epoll_event event = { .events = 0 };
@@ -125,10 +160,10 @@ static void receive_locked(struct ob_client *c, int64_t deadline_ns)
     ob_client_unlock(c);
     if (epoll_wait(c->socket_epoll, &event, 1, ms_until(deadline_ns)) == 1 &&
         (event.events & ~(uint32_t)EPOLLOUT))
-        receive_one(c);
+        receive_one(c, event.data.ptr);
     ob_client_lock(c);
     if (event.events & EPOLLOUT)
-        ob_client_flush_locked(c);
+        flush_socket_locked(c, event.data.ptr);
 }
 
 /* Sleeps until another thread has completed the request or handed over the role, or until the
@@ -183,24 +218,34 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
         ob_client_rearm_locked(c);
 }
 
+/* Takes some of what has come over the socket. */
+static void step_socket_locked(struct ob_client *c, struct ob_socket *s)
+{
+    for (unsigned i = 0; i < OB_CLIENT_STEP_MAX && !c->dead; i++) {
+        bool more;
+        ob_client_unlock(c);
+        more = receive_one(c, s);
+        ob_client_lock(c);
+        if (!more)
+            break;
+    }
+}
+
 int ob_client_step(struct ob_client *c)
 {
-    bool mine;
+    bool has_twin = c->twin.channel.fd >= 0, mine;
     int rc;
 
     ob_client_lock(c);
     ob_client_flush_locked(c);
+    if (has_twin)
+        flush_socket_locked(c, &c->twin);
     mine = !c->dead && !c->role_taken;
     if (mine) {
         c->role_taken = true;
-        for (unsigned i = 0; i < OB_CLIENT_STEP_MAX && !c->dead; i++) {
-            bool more;
-            ob_client_unlock(c);
-            more = receive_one(c);
-            ob_client_lock(c);
-            if (!more)
-                break;
-        }
+        step_socket_locked(c, &c->main);
+        if (has_twin)
+            step_socket_locked(c, &c->twin);
         release_role_locked(c);
     }
     rc = c->dead ? -ENOTCONN : 0;

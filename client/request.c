@@ -126,7 +126,8 @@ static bool is_local_failure(int rc)
            rc == -ETOOMANYREFS;
 }
 
-int ob_client_queue_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body)
+int ob_client_queue_locked(struct ob_client *c, struct ob_socket *s, struct ob_wire_hdr *hdr,
+                           const struct ob_body *body)
 {
     struct iovec iov[2] = {
         { (void *)body->fixed, body->fixed_len },
@@ -136,22 +137,23 @@ int ob_client_queue_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const s
 
     if (c->dead)
         return -ENOTCONN;
-    rc = ob_channel_queue(&c->channel, hdr, iov,
+    rc = ob_channel_queue(&s->channel, hdr, iov,
                           body->data_len    ? 2
                           : body->fixed_len ? 1
                                             : 0,
                           body->fds, body->nfds);
     if (rc < 0 && !is_local_failure(rc))
         return ob_client_send_failed_locked(c, rc);
-    ob_client_want_output_locked(c);
+    ob_client_want_output_locked(c, s);
     return rc;
 }
 
-int ob_client_send_locked(struct ob_client *c, struct ob_wire_hdr *hdr, const struct ob_body *body)
+int ob_client_send_locked(struct ob_client *c, struct ob_socket *s, struct ob_wire_hdr *hdr,
+                          const struct ob_body *body)
 {
-    int rc = ob_client_end_batch_locked(c);
+    int rc = s == &c->main ? ob_client_end_batch_locked(c) : 0;
 
-    return rc < 0 ? rc : ob_client_queue_locked(c, hdr, body);
+    return rc < 0 ? rc : ob_client_queue_locked(c, s, hdr, body);
 }
 
 int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
@@ -171,7 +173,7 @@ int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
     } else {
         req->id = hdr.msg_id = new_id_locked(c);
         ob_client_quiet_locked(c);
-        rc = ob_client_send_locked(c, &hdr, body);
+        rc = ob_client_send_locked(c, &c->main, &hdr, body);
     }
     if (rc < 0) {
         ob_client_rearm_locked(c);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * DMA by message: DMA_READ and DMA_WRITE, split to what the client takes, each waiting for its
- * reply. Whatever else the client sends meanwhile is kept for later, so a device may do this while
- * it answers a register access. A reply that comes after its deadline is met by ob_dispatch(),
- * which drops it. Rules: R-XFER-2, R-XFER-7 to R-XFER-9.
+ * reply. They go over the twin socket where there is one. On the main socket whatever else the
+ * client sends meanwhile is kept for later, so a device may do this while it answers a register
+ * access. A reply that comes after its deadline is dropped by whoever meets it.
+ * Rules: R-XFER-2, R-XFER-7 to R-XFER-9, R-TWIN-4.
  */
 #include "server/internal.h"
 
@@ -17,17 +18,52 @@ static bool is_reply(const struct ob_msg *msg, const struct ob_wire_hdr *hdr)
            msg->hdr.msg_id == hdr->msg_id;
 }
 
-/* Sends what is queued and waits for something to come. */
+static bool has_twin(const struct ob_session *session)
+{
+    return session->twin.fd >= 0;
+}
+
+static struct ob_channel *dma_channel(struct ob_session *session)
+{
+    return has_twin(session) ? &session->twin : &session->ch;
+}
+
+static int broken(struct ob_session *session, int rc)
+{
+    if (has_twin(session))
+        ob_session_twin_broken(session, rc);
+    else
+        ob_session_broken(session, rc);
+    return -ENOTCONN;
+}
+
+/* What to wait for on a socket, once as much as it takes was sent; or a negative errno. */
+static int wanted(struct ob_channel *ch, short in)
+{
+    int rc = ch->out_head ? ob_channel_flush(ch) : 1;
+
+    return rc < 0 ? rc : in | (rc == 0 ? POLLOUT : 0);
+}
+
+/*
+ * Sends what is queued and waits for something to come. Behind a twin the main socket is not read,
+ * but answers go on being sent: a client may want one before it looks at the twin.
+ */
 static int wait_for_client(struct ob_session *session, int64_t deadline)
 {
-    int rc = session->ch.out_head ? ob_channel_flush(&session->ch) : 1;
+    struct pollfd p[2] = { { .fd = dma_channel(session)->fd }, { .fd = session->ch.fd } };
+    int dma = wanted(dma_channel(session), POLLIN);
+    int other = has_twin(session) ? wanted(&session->ch, POLLRDHUP) : 0;
+    int rc = dma < 0 ? dma : other;
 
+    p[0].events = (short)dma;
+    p[1].events = (short)other;
     if (rc >= 0)
-        rc = ob_channel_wait(&session->ch, POLLIN | (rc == 0 ? POLLOUT : 0), deadline);
-    if (rc < 0 && rc != -ETIMEDOUT) {
-        ob_session_broken(session, rc);
-        return -ENOTCONN;
-    }
+        rc = ob_poll_until(p, has_twin(session) ? 2 : 1, deadline);
+    if (rc < 0 && rc != -ETIMEDOUT)
+        return broken(session, rc);
+    if (rc > 0 && !p[0].revents && (p[1].revents & ~POLLOUT))
+        return -ENOTCONN; /* it has left; what it left behind is handled later */
     return rc < 0 ? rc : 0;
 }
 
@@ -37,7 +73,7 @@ static int receive_reply(struct ob_session *session, const struct ob_wire_hdr *h
 {
     while (!session->doomed) {
         struct ob_msg *msg;
-        int rc = ob_channel_recv(&session->ch, &msg);
+        int rc = ob_channel_recv(dma_channel(session), &msg);
 
         if (rc == 0) {
             rc = wait_for_client(session, deadline);
@@ -45,19 +81,20 @@ static int receive_reply(struct ob_session *session, const struct ob_wire_hdr *h
                 return rc;
             continue;
         }
-        if (rc < 0) {
-            ob_session_broken(session, rc);
-            break;
-        }
+        if (rc < 0)
+            return broken(session, rc);
         if (is_reply(msg, hdr)) {
             *out = msg;
             return 0;
         }
-        if ((msg->hdr.flags & OB_HDR_TYPE_MASK) != OB_HDR_REPLY) {
+        if (has_twin(session)) {
+            ob_session_twin_message(session, msg);
+        } else if ((msg->hdr.flags & OB_HDR_TYPE_MASK) != OB_HDR_REPLY) {
             ob_session_defer(session, msg);
             continue;
+        } else {
+            ob_msg_free(msg); /* of a request that we gave up */
         }
-        ob_msg_free(msg); /* of a request that we gave up */
         if (ob_now_ns() > deadline)
             return -ETIMEDOUT;
     }
@@ -104,11 +141,10 @@ static int64_t exchange(struct ob_session *session, uint16_t cmd, uint64_t addre
     int64_t moved;
     int rc;
 
-    rc = ob_channel_queue(&session->ch, &hdr, iov, cmd == OB_CMD_DMA_WRITE ? 2 : 1, NULL, 0);
-    if (rc < 0) {
-        ob_session_broken(session, rc);
-        return -ENOTCONN;
-    }
+    rc =
+        ob_channel_queue(dma_channel(session), &hdr, iov, cmd == OB_CMD_DMA_WRITE ? 2 : 1, NULL, 0);
+    if (rc < 0)
+        return broken(session, rc);
     rc = receive_reply(session, &hdr, deadline, &msg);
     if (rc < 0)
         return rc;

@@ -46,6 +46,9 @@ struct ob_session {
     struct ob_server *server;
     struct ob_channel ch;
     struct ob_source *source;
+    struct ob_channel
+        twin; /* for our DMA messages and their answers; its fd is -1: there is none */
+    struct ob_source *twin_source;
     struct ob_session *next; /* in the lobby */
     struct ob_msg *version;  /* in the lobby: came while the client before was still leaving */
     pid_t pid;
@@ -176,6 +179,13 @@ struct ob_session *ob_session_new(struct ob_server *server, int fd);
 void ob_session_free(struct ob_session *session);
 /* Makes the session the client; it was in the lobby. */
 void ob_session_attach(struct ob_session *session);
+/* Makes the twin socket. Returns the client's end, the caller's to close, or -1 without one. */
+int ob_session_add_twin(struct ob_session *session);
+/* A message that came over the twin and that nobody waits for. Takes it. */
+void ob_session_twin_message(struct ob_session *session, struct ob_msg *msg);
+/* The twin failed. Its end is the end of the client: the main socket takes nothing more, and ends
+ * when what came before was handled. */
+void ob_session_twin_broken(struct ob_session *session, int rc);
 /* To be ended after this step. The first reason counts. */
 void ob_session_doom(struct ob_session *session, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

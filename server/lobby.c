@@ -51,8 +51,8 @@ static void lobby_refuse(struct ob_session *session, const struct ob_wire_hdr *r
 }
 
 /* What we say of ourselves: nothing to a client that said nothing, and of what both sides must have
- * only what the client has. */
-static void offer(const struct ob_session *session, struct ob_reply *reply,
+ * only what the client has. reply->fd, the client's end of the twin socket, is the caller's. */
+static void offer(struct ob_session *session, struct ob_reply *reply,
                   const struct ob_wire_version *asked, bool with_json)
 {
     struct ob_wire_version version = { .major = OB_VERSION_MAJOR, .minor = asked->minor };
@@ -67,6 +67,10 @@ static void offer(const struct ob_session *session, struct ob_reply *reply,
         return;
     ob_caps_offer(&caps);
     caps.write_multiple &= session->caps.write_multiple;
+    if (session->caps.twin_socket && session->caps.max_msg_fds > 0)
+        reply->fd = ob_session_add_twin(session);
+    caps.twin_socket = reply->fd >= 0;
+    caps.twin_fd_index = 0;
     len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, OB_VERSION_JSON_QEMU);
     if (len > 0)
         reply->len += (size_t)len;
@@ -95,6 +99,8 @@ static void negotiate(struct ob_session *session, const struct ob_msg *msg)
     session->ch.payload_max = OB_PAYLOAD_MAX;
     offer(session, &reply, &version, msg->len > sizeof(version));
     ob_answer(session, &msg->hdr, 0, &reply);
+    if (reply.fd >= 0)
+        close(reply.fd);
     ob_session_attach(session);
 }
 

@@ -5,6 +5,9 @@
  * Requests are not read while an answer is still queued (a client that does not read its answers
  * makes nothing grow here) nor while a DMA_UNMAP waits for the device. Commands that a message DMA
  * met on its way are in the backlog and come first.
+ *
+ * A client that wants it has a second socket, the twin. Only our DMA messages and their answers go
+ * over it, so a message DMA meets nothing else on its way.
  */
 #include "server/internal.h"
 
@@ -34,6 +37,7 @@ struct ob_session *ob_session_new(struct ob_server *server, int fd)
         free(session);
         return NULL;
     }
+    session->twin.fd = -1;
     session->server = server;
     session->serial = ++server->serials;
     session->backlog_tail = &session->backlog;
@@ -44,6 +48,9 @@ void ob_session_free(struct ob_session *session)
 {
     ob_source_del(session->server, session->source);
     ob_channel_fini(&session->ch);
+    ob_source_del(session->server, session->twin_source);
+    if (session->twin.fd >= 0)
+        ob_channel_fini(&session->twin);
     ob_msg_free(session->version);
     while (session->backlog) {
         struct ob_msg *msg = session->backlog;
@@ -124,6 +131,9 @@ void ob_session_rearm(struct ob_session *session)
 {
     ob_source_mod(session->server, session->source,
                   (may_read(session) ? EPOLLIN : 0) | (session->ch.out_head ? EPOLLOUT : 0));
+    if (session->twin_source)
+        ob_source_mod(session->server, session->twin_source,
+                      EPOLLIN | (session->twin.out_head ? EPOLLOUT : 0));
     if (ob_session_has_work(session))
         ob_server_kick(session->server);
 }
@@ -161,6 +171,72 @@ static void session_ready(void *opaque, uint32_t events)
     else if (!may_read(session) && (events & (EPOLLHUP | EPOLLERR)))
         ob_session_doom(session, "it closed the connection");
     ob_session_read(session);
+}
+
+/* ---- The twin ----------------------------------------------------------------------------- */
+
+/* An answer that comes too late is dropped, a command is in the wrong place. */
+void ob_session_twin_message(struct ob_session *session, struct ob_msg *msg)
+{
+    struct ob_wire_hdr hdr = { .msg_id = msg->hdr.msg_id,
+                               .cmd = msg->hdr.cmd,
+                               .flags = OB_HDR_REPLY | OB_HDR_ERROR,
+                               .error_no = EINVAL };
+    bool command = (msg->hdr.flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND;
+    int rc = 0;
+
+    if (command && session->twin.out_head) /* so that nothing grows */
+        ob_session_doom(session, "requests on the second socket");
+    else if (command && !(msg->hdr.flags & OB_HDR_NO_REPLY))
+        rc = ob_channel_queue(&session->twin, &hdr, NULL, 0, NULL, 0);
+    if (rc < 0)
+        ob_session_broken(session, rc);
+    ob_msg_free(msg);
+}
+
+void ob_session_twin_broken(struct ob_session *session, int rc)
+{
+    ob_source_del(session->server, session->twin_source);
+    session->twin_source = NULL;
+    if (rc == -ECONNRESET || rc == -EPIPE)
+        shutdown(session->ch.fd, SHUT_RD);
+    else
+        ob_session_broken(session, rc);
+}
+
+static void twin_ready(void *opaque, uint32_t events)
+{
+    struct ob_session *session = opaque;
+    int rc = session->twin.out_head ? ob_channel_flush(&session->twin) : 0;
+
+    (void)events;
+    for (unsigned i = 0; i < OB_STEP_REQUESTS && rc >= 0 && !session->twin.out_head; i++) {
+        struct ob_msg *msg;
+
+        rc = ob_channel_recv(&session->twin, &msg);
+        if (rc <= 0)
+            break;
+        ob_session_twin_message(session, msg);
+    }
+    if (rc < 0)
+        ob_session_twin_broken(session, rc);
+    ob_session_rearm(session);
+}
+
+int ob_session_add_twin(struct ob_session *session)
+{
+    int fds[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
+        return -1;
+    if (ob_channel_init(&session->twin, fds[0], OB_PAYLOAD_MAX) == 0)
+        session->twin_source = ob_source_add(session->server, fds[0], EPOLLIN, twin_ready, session);
+    if (session->twin_source)
+        return fds[1];
+    if (session->twin.fd >= 0)
+        ob_channel_fini(&session->twin);
+    close(fds[1]);
+    return -1;
 }
 
 /* ---- Coming and going --------------------------------------------------------------------- */

@@ -53,11 +53,13 @@ struct ob_client_options {
      * is what ob_client_error() returns from then on. */
     void (*lost)(void *opaque, const char *why);
     void *opaque;
+    /* Do not offer the server a second socket for its DMA messages. */
+    bool single_socket;
 };
 
-#define OB_CLIENT_OPTIONS_INIT                                      \
-    {                                                               \
-        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL \
+#define OB_CLIENT_OPTIONS_INIT                                             \
+    {                                                                      \
+        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL, false \
     }
 
 /*

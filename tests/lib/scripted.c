@@ -198,7 +198,8 @@ static bool negotiate(struct peer *peer)
     memcpy(payload, &version, sizeof(version));
     CHECK(strlen(json) < sizeof(payload) - sizeof(version));
     strcpy(payload + sizeof(version), json);
-    peer_reply(peer, payload, (uint32_t)(sizeof(version) + strlen(json) + 1));
+    peer_reply_fds(peer, payload, (uint32_t)(sizeof(version) + strlen(json) + 1), peer->version_fds,
+                   peer->version_nfds);
     return true;
 }
 

@@ -28,8 +28,10 @@ struct peer {
     void (*script)(struct peer *peer);
     void (*before_connect)(struct peer *peer); /* called in the client's thread; may be NULL */
     const char *json;                          /* of the negotiation; NULL: "{}" */
-    atomic_int lost;                           /* how often the client's lost callback ran */
-    char why[256];                             /* what it was told */
+    const int *version_fds;                    /* sent along with it */
+    unsigned version_nfds;
+    atomic_int lost; /* how often the client's lost callback ran */
+    char why[256];   /* what it was told */
     void *arg;
     struct peer_msg *msg; /* the last one received */
     pthread_t thread;
