@@ -107,6 +107,8 @@ int ob_socket_listen(const char *path, unsigned mode, int backlog);
 void ob_caps_default(struct ob_caps *caps);
 /* What this library can do, before the device or the program adds to it. */
 void ob_caps_offer(struct ob_caps *caps);
+/* The same for the part of it that is about migration. */
+void ob_caps_offer_migration(struct ob_caps *caps);
 /* Parses the JSON after struct ob_wire_version (len may be 0: all defaults). 0; -EINVAL with *why
  * set to a static sentence. is_reply: twin_socket must then have a valid fd_index. */
 int ob_caps_parse(const void *json, size_t len, bool is_reply, struct ob_caps *out,

@@ -13,6 +13,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PAGE_MIN 4096u
 
@@ -34,6 +35,14 @@ void ob_caps_offer(struct ob_caps *caps)
     caps->max_data_xfer_size = OB_DATA_XFER_MAX;
     caps->max_dma_maps = OB_DMA_MAPS_MAX;
     caps->write_multiple = true;
+}
+
+/* The kernel's page size, like all known peers: libvfio-user refuses another one. */
+void ob_caps_offer_migration(struct ob_caps *caps)
+{
+    caps->migration = true;
+    caps->migration_pgsize = (uint64_t)sysconf(_SC_PAGESIZE);
+    caps->migration_max_bitmap_size = OB_DATA_XFER_MAX;
 }
 
 /* ---- Parsing ------------------------------------------------------------------------------ */

@@ -263,6 +263,7 @@ static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, siz
 
     ob_caps_offer(&ours);
     ours.twin_socket = !c->opt.single_socket;
+    ob_caps_offer_migration(&ours);
     rc = ob_caps_print(&ours, false, json, sizeof(json));
     if (rc < 0)
         return refuse(errbuf, size, rc, "cannot print the capabilities");

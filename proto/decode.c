@@ -56,14 +56,18 @@ int ob_decode_dma_map(const void *payload, size_t len, unsigned nfds, struct ob_
     return 0;
 }
 
+uint64_t ob_bitmap_size(uint64_t length, uint64_t page_size)
+{
+    uint64_t pages_but_one = (length - 1) / page_size;
+
+    return (pages_but_one / 64 + 1) * 8;
+}
+
 /* Whether a dirty bitmap of the range fits what the client has room for. */
 static bool bitmap_ok(const struct ob_wire_dma_unmap *unmap, const struct ob_wire_bitmap *bitmap)
 {
-    if (!power_of_two(bitmap->pgsize) || bitmap->size > OB_DATA_XFER_MAX)
-        return false;
-    uint64_t pages = (unmap->size - 1) / bitmap->pgsize + 1;
-    uint64_t words = (pages - 1) / 64 + 1;
-    return words <= bitmap->size / 8 &&
+    return power_of_two(bitmap->pgsize) && bitmap->size <= OB_DATA_XFER_MAX &&
+           ob_bitmap_size(unmap->size, bitmap->pgsize) <= bitmap->size &&
            unmap->argsz >= sizeof(*unmap) + sizeof(*bitmap) + bitmap->size;
 }
 
@@ -286,6 +290,36 @@ int ob_decode_feature(const void *payload, size_t len, struct ob_wire_feature *o
         return -EINVAL;
     *out = feature;
     *data = cur;
+    return 0;
+}
+
+int ob_decode_logging_start(struct ob_cursor data, struct ob_wire_logging_start *out)
+{
+    struct ob_wire_logging_start start;
+    struct ob_dma_range range;
+
+    if (!ob_cursor_get(&data, &start, sizeof(start)) || !power_of_two(start.page_size) ||
+        ob_cursor_left(&data) / sizeof(range) < start.num_ranges)
+        return -EINVAL;
+    for (uint32_t i = 0; i < start.num_ranges; i++)
+        if (!ob_cursor_get(&data, &range, sizeof(range)) || !range_ok(range.iova, range.length))
+            return -EINVAL;
+    *out = start;
+    return 0;
+}
+
+int ob_decode_logging_report(struct ob_cursor data, uint64_t max_bitmap,
+                             struct ob_wire_logging_report *out, uint64_t *bitmap_size)
+{
+    struct ob_wire_logging_report report;
+
+    if (!ob_cursor_get(&data, &report, sizeof(report)) || !power_of_two(report.page_size) ||
+        !range_ok(report.iova, report.length))
+        return -EINVAL;
+    if (ob_bitmap_size(report.length, report.page_size) > max_bitmap)
+        return -EINVAL;
+    *out = report;
+    *bitmap_size = ob_bitmap_size(report.length, report.page_size);
     return 0;
 }
 

@@ -96,6 +96,7 @@ DEFINE_FIELDS(ob_wire_mig_data, LAYOUT_MIG_DATA, 8);
 #define BITMAP      ((uint32_t)sizeof(struct ob_wire_bitmap))
 #define IO_FDS      (OB_IOEVENTFDS_MAX * (uint32_t)sizeof(struct ob_wire_ioeventfd_shadow))
 #define MULTI       (OB_WRITE_MULTI_MAX * (uint32_t)sizeof(struct ob_wire_write_multi_entry))
+#define REPORT      ((uint32_t)sizeof(struct ob_wire_logging_report))
 #define REGION_CAPS (OB_REGION_INFO_MAX - (uint32_t)sizeof(struct ob_wire_region_info))
 
 /* min to sizeof(struct S) + variable bytes; the fixed part is S. */
@@ -123,6 +124,7 @@ DEFINE_FIELDS(ob_wire_mig_data, LAYOUT_MIG_DATA, 8);
  *                    empty
  *   GET_REGION_INFO  SPDK sends a request of 4064 bytes
  *   REGION_READ, REGION_WRITE  libvfio-user answers an access of no bytes with the header alone
+ *   DEVICE_FEATURE   libvfio-user answers a REPORT over several mappings with the header alone
  *   DMA_WRITE        QEMU up to 10.2 answers with the header alone, the old document had 12 bytes
  */
 static const struct ob_msg_type table[OB_CMD_LAST + 1] = {
@@ -151,7 +153,7 @@ static const struct ob_msg_type table[OB_CMD_LAST + 1] = {
     ROW(REGION_WRITE_MULTI, C2S, SHAPE(ob_wire_write_multi, MULTI, 0),
         SHAPE(ob_wire_write_multi, 0, 0)),
     ROW(DEVICE_FEATURE, C2S, SHAPE(ob_wire_feature, OB_DATA_XFER_MAX, 0),
-        SHAPE(ob_wire_feature, OB_DATA_XFER_MAX, 0)),
+        SHAPE_MIN(0, ob_wire_feature, REPORT + OB_DATA_XFER_MAX, 0)),
     ROW(MIG_DATA_READ, C2S, SHAPE(ob_wire_mig_data, 0, 0),
         SHAPE(ob_wire_mig_data, OB_DATA_XFER_MAX, 0)),
     ROW(MIG_DATA_WRITE, C2S, SHAPE(ob_wire_mig_data, OB_DATA_XFER_MAX, 0), EMPTY),

@@ -42,10 +42,8 @@ static int do_dma_unmap(struct ob_session *session, struct ob_msg *msg, struct o
 
     if (rc < 0)
         return rc;
-    if (request.flags & OB_DMA_UNMAP_GET_DIRTY)
-        return -EINVAL; /* nothing is logged */
     reply_set(reply, &request, sizeof(request));
-    return ob_dma_table_remove(session, &msg->hdr, &request);
+    return ob_dma_table_remove(session, &msg->hdr, &request, &bitmap);
 }
 
 static int do_device_info(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
@@ -135,8 +133,7 @@ static int do_set_irqs(struct ob_session *session, struct ob_msg *msg, struct ob
     return rc < 0 ? rc : ob_irqs_set(session->server, &request, bools, msg);
 }
 
-/* At least count bytes, zeroed: what a device leaves unset must not be another's data. */
-static uint8_t *scratch(struct ob_server *server, size_t count)
+uint8_t *ob_scratch(struct ob_server *server, size_t count)
 {
     if (count > server->scratch_size) {
         uint8_t *grown = realloc(server->scratch, count);
@@ -159,7 +156,7 @@ static int do_region_read(struct ob_session *session, struct ob_msg *msg, struct
 
     if (rc < 0)
         return rc;
-    data = scratch(server, request.count);
+    data = ob_scratch(server, request.count);
     if (!data && request.count)
         return -ENOMEM;
     rc = ob_region_access(server, request.region, request.offset, data, request.count, false);
@@ -218,8 +215,23 @@ static int do_device_reset(struct ob_session *session, struct ob_msg *msg, struc
     return session->server->ops.reset ? ob_pci_reset(session->server) : -EOPNOTSUPP;
 }
 
-/* Without the others: DMA_READ and DMA_WRITE are the wrong way round, migration was not offered,
- * and no DEVICE_FEATURE is there. */
+static int do_feature(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
+{
+    return ob_feature(session, msg->payload, msg->len, reply);
+}
+
+static int do_mig_data_read(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
+{
+    return ob_migration_read(session, msg->payload, msg->len, reply);
+}
+
+static int do_mig_data_write(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
+{
+    (void)reply;
+    return ob_migration_write(session, msg->payload, msg->len);
+}
+
+/* Without the others: DMA_READ and DMA_WRITE are the wrong way round. */
 static const handler handlers[OB_CMD_LAST + 1] = {
     [OB_CMD_VERSION] = do_version,
     [OB_CMD_DMA_MAP] = do_dma_map,
@@ -233,6 +245,9 @@ static const handler handlers[OB_CMD_LAST + 1] = {
     [OB_CMD_REGION_WRITE] = do_region_write,
     [OB_CMD_DEVICE_RESET] = do_device_reset,
     [OB_CMD_REGION_WRITE_MULTI] = do_write_multi,
+    [OB_CMD_DEVICE_FEATURE] = do_feature,
+    [OB_CMD_MIG_DATA_READ] = do_mig_data_read,
+    [OB_CMD_MIG_DATA_WRITE] = do_mig_data_write,
 };
 
 /* A message whose fds were not all received is refused: without its fd a DMA_MAP would mean

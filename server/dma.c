@@ -232,10 +232,23 @@ int ob_dma_table_add(struct ob_server *server, const struct ob_wire_dma_map *req
 
 static void answer_unmap(struct ob_session *session)
 {
+    struct ob_server *server = session->server;
     const struct ob_wire_dma_unmap *request = &session->unmap.request;
+    struct ob_wire_bitmap *bitmap = &session->unmap.bitmap;
     struct ob_reply reply = { .len = sizeof(*request), .fd = -1 };
 
     memcpy(reply.fixed, request, sizeof(*request));
+    if (request->flags & OB_DMA_UNMAP_GET_DIRTY) {
+        ob_dirty_take(server, request->address, request->size, bitmap->pgsize, server->scratch);
+        memcpy(reply.fixed + reply.len, bitmap, sizeof(*bitmap));
+        reply.len += sizeof(*bitmap);
+        reply.data = server->scratch;
+        reply.data_len = bitmap->size;
+    } else if (request->flags & OB_DMA_UNMAP_ALL) {
+        ob_dirty_forget(&server->dirty, 0, UINT64_MAX);
+    } else {
+        ob_dirty_forget(&server->dirty, request->address, request->address + (request->size - 1));
+    }
     ob_answer(session, &session->unmap.hdr, 0, &reply);
 }
 
@@ -264,9 +277,12 @@ static void release(struct ob_session *session, struct ob_dma_map *map)
 }
 
 int ob_dma_table_remove(struct ob_session *session, const struct ob_wire_hdr *hdr,
-                        const struct ob_wire_dma_unmap *request)
+                        const struct ob_wire_dma_unmap *request,
+                        const struct ob_wire_bitmap *bitmap)
 {
-    struct ob_dma_table *table = &session->server->dma;
+    struct ob_server *server = session->server;
+    struct ob_dma_table *table = &server->dma;
+    struct ob_pending_unmap unmap = { .hdr = *hdr, .request = *request, .left = 1 };
 
     if (!(request->flags & OB_DMA_UNMAP_ALL)) {
         size_t at = lookup(table, request->address);
@@ -275,7 +291,15 @@ int ob_dma_table_remove(struct ob_session *session, const struct ob_wire_hdr *hd
             table->maps[at]->size != request->size)
             return -ENOENT;
     }
-    session->unmap = (struct ob_pending_unmap){ *hdr, *request, 1 };
+    if (request->flags & OB_DMA_UNMAP_GET_DIRTY) {
+        if (!server->dirty.on)
+            return -EINVAL;
+        unmap.bitmap = *bitmap;
+        unmap.bitmap.size = ob_bitmap_size(request->size, bitmap->pgsize);
+        if (!ob_scratch(server, unmap.bitmap.size)) /* no request is read before the answer */
+            return -ENOMEM;
+    }
+    session->unmap = unmap;
     if (request->flags & OB_DMA_UNMAP_ALL) {
         while (table->count)
             release(session, table->maps[--table->count]);
@@ -289,6 +313,22 @@ int ob_dma_table_remove(struct ob_session *session, const struct ob_wire_hdr *hd
     }
     unmap_progress(session);
     return OB_ANSWER_LATER;
+}
+
+bool ob_dma_mapping(const struct ob_server *server, size_t i, uint64_t *first, uint64_t *last)
+{
+    const struct ob_dma_table *table = &server->dma;
+
+    if (i >= table->count)
+        return false;
+    *first = table->maps[i]->address;
+    *last = last_of(table->maps[i]);
+    return true;
+}
+
+bool ob_dma_map_lost(const struct ob_server *server, const struct ob_dma_map *map)
+{
+    return map->gone && !(server->session && map->waiter == server->session->serial);
 }
 
 void ob_dma_detach(struct ob_server *server)
@@ -307,6 +347,7 @@ void ob_dma_detach(struct ob_server *server)
 void ob_dma_fini(struct ob_server *server)
 {
     ob_dma_detach(server);
+    ob_dirty_fini(&server->dirty);
     free(server->dma.maps);
 }
 
@@ -337,6 +378,7 @@ int ob_dma_get(struct ob_server *server, uint64_t address, uint64_t len, uint32_
                struct ob_dma_ref *out)
 {
     struct ob_dma_map *map;
+    uint32_t slot = 0;
     int rc;
 
     if (len == 0)
@@ -347,7 +389,13 @@ int ob_dma_get(struct ob_server *server, uint64_t address, uint64_t len, uint32_
     map = find(&server->dma, address);
     if (map->mode != MODE_MMAP || map->size - (address - map->address) < len)
         return -EOPNOTSUPP;
+    if (prot & OB_DMA_WRITE) {
+        rc = ob_dirty_hold(&server->dirty, map, address, len, &slot);
+        if (rc < 0)
+            return rc;
+    }
     map->refs++;
+    out->slot = slot;
     out->ptr = map->ptr + (address - map->address);
     out->map = map;
     return 0;
@@ -359,8 +407,9 @@ void ob_dma_put(struct ob_server *server, struct ob_dma_ref *ref)
     struct ob_session *session = server->session;
     bool waited;
 
-    ref->map = NULL;
-    ref->ptr = NULL;
+    if (ref->slot)
+        ob_dirty_let_go(server, ref->slot);
+    *ref = (struct ob_dma_ref){ 0 };
     if (--map->refs > 0 || !map->gone)
         return;
     waited = session && map->waiter == session->serial;
@@ -426,6 +475,8 @@ static int transfer(struct ob_server *server, uint64_t address, uint8_t *data, u
 
         if (n > len)
             n = len;
+        if (is_write)
+            ob_dirty_mark(&server->dirty, address, n);
         rc = copy_piece(server, map, address, data, n, is_write, deadline);
         address += n;
         data += n;

@@ -39,7 +39,8 @@ struct ob_source {
 struct ob_pending_unmap {
     struct ob_wire_hdr hdr;
     struct ob_wire_dma_unmap request;
-    unsigned left; /* mappings still in use; 0: nothing is pending */
+    struct ob_wire_bitmap bitmap; /* with GET_DIRTY */
+    unsigned left;                /* mappings still in use; 0: nothing is pending */
 };
 
 struct ob_session {
@@ -97,6 +98,7 @@ struct ob_irq {
     uint32_t flags, count;
     uint32_t armed; /* vectors with an eventfd; read without the lock */
     bool level;     /* of the INTx line */
+    bool held;      /* the device stands still: nothing is signalled */
     struct ob_irq_vector *vectors;
 };
 
@@ -115,6 +117,21 @@ struct ob_dma_table {
     struct ob_dma_map **maps; /* by address */
     size_t count, room;
     size_t hint; /* where the last look-up ended */
+};
+
+/* A piece of the client's memory that the device may be writing. */
+struct ob_dirty_held {
+    const struct ob_dma_map *map; /* NULL: a free slot */
+    uint64_t address, len;
+};
+
+struct ob_dirty {
+    bool on;
+    bool all;                       /* too much was written to keep account of it */
+    struct ob_dirty_chunk **chunks; /* by address */
+    size_t nchunks, room;
+    struct ob_dirty_held *held;
+    uint32_t nheld, free_held; /* 0: no slot is free */
 };
 
 struct ob_server {
@@ -151,7 +168,9 @@ struct ob_server {
 
     struct ob_pci pci;
     struct ob_dma_table dma;
-    unsigned guard_hits; /* those that were dealt with */
+    struct ob_dirty dirty;
+    struct ob_migration *migration; /* NULL: the device has none */
+    unsigned guard_hits;            /* those that were dealt with */
     int timeout_ms;
 };
 
@@ -219,6 +238,9 @@ struct ob_reply {
 
 /* Handles one message; it stays the caller's. true: it was answered. */
 bool ob_dispatch(struct ob_session *session, struct ob_msg *msg);
+/* At least count bytes, zeroed, until the next call: what a device leaves unset must not be
+ * another's data. NULL without memory. */
+uint8_t *ob_scratch(struct ob_server *server, size_t count);
 /* Answers the request unless it is a posted one: rc 0 with reply (may be NULL), else the error. */
 void ob_answer(struct ob_session *session, const struct ob_wire_hdr *request, int rc,
                const struct ob_reply *reply);
@@ -244,6 +266,9 @@ int ob_irqs_set(struct ob_server *server, const struct ob_wire_set_irqs *request
 void ob_irq_config_mask(struct ob_server *server, uint32_t index, uint32_t vector, bool mask);
 bool ob_irq_pending(struct ob_server *server, uint32_t index, uint32_t vector);
 bool ob_irq_level(struct ob_server *server);
+/* While held, what is triggered stays pending. */
+void ob_irqs_hold(struct ob_server *server, bool hold);
+void ob_irq_set_pending(struct ob_server *server, uint32_t index, uint32_t vector, bool pending);
 /* The device was reset: nothing is pending. */
 void ob_irqs_reset(struct ob_server *server);
 
@@ -253,7 +278,12 @@ void ob_irqs_reset(struct ob_server *server);
 int ob_dma_table_add(struct ob_server *server, const struct ob_wire_dma_map *request, int fd);
 /* 0, OB_ANSWER_LATER, or a negative errno. */
 int ob_dma_table_remove(struct ob_session *session, const struct ob_wire_hdr *hdr,
-                        const struct ob_wire_dma_unmap *request);
+                        const struct ob_wire_dma_unmap *request,
+                        const struct ob_wire_bitmap *bitmap);
+/* First and last byte of mapping number i; false when there are not so many. */
+bool ob_dma_mapping(const struct ob_server *server, size_t i, uint64_t *first, uint64_t *last);
+/* The mapping is not the client's any more: it belonged to one that left. */
+bool ob_dma_map_lost(const struct ob_server *server, const struct ob_dma_map *map);
 /* The client left. What is still in use stays mapped until it is put. */
 void ob_dma_detach(struct ob_server *server);
 void ob_dma_fini(struct ob_server *server);
@@ -263,6 +293,56 @@ int ob_dma_message(struct ob_session *session, uint16_t cmd, uint64_t address, v
 
 /* Memory of the client turned out to be gone: ends the session. */
 void ob_dma_check_guards(struct ob_session *session);
+
+/* ---- dirty.c: what the device wrote ------------------------------------------------------- */
+
+/* *page_size: what was asked for, then what it is. -EINVAL: it is on. */
+int ob_dirty_start(struct ob_dirty *dirty, uint64_t *page_size);
+int ob_dirty_stop(struct ob_dirty *dirty);
+/* [address, address + len) was written, if anybody wants to know. len > 0. */
+void ob_dirty_mark(struct ob_dirty *dirty, uint64_t address, uint64_t len);
+/* May be written from now until it is let go. */
+int ob_dirty_hold(struct ob_dirty *dirty, const struct ob_dma_map *map, uint64_t address,
+                  uint64_t len, uint32_t *slot);
+void ob_dirty_let_go(struct ob_server *server, uint32_t slot);
+/* Puts the pages of [address, address + len) into bitmap, of ob_bitmap_size() bytes, and clears
+ * them. bitmap is aligned to 8. */
+void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uint64_t page_size,
+                   void *bitmap);
+void ob_dirty_forget(struct ob_dirty *dirty, uint64_t first, uint64_t last);
+void ob_dirty_fini(struct ob_dirty *dirty);
+
+/* ---- migration.c, migration_stream.c ------------------------------------------------------ */
+
+/* The commands. */
+int ob_feature(struct ob_session *session, const void *payload, size_t len, struct ob_reply *reply);
+int ob_migration_read(struct ob_session *session, const void *payload, size_t len,
+                      struct ob_reply *reply);
+int ob_migration_write(struct ob_session *session, const void *payload, size_t len);
+/* Whether the device must not be changed now. */
+bool ob_migration_frozen(const struct ob_server *server);
+/* The device was reset. */
+void ob_migration_reset(struct ob_server *server);
+/* The client left. */
+void ob_migration_detach(struct ob_server *server);
+void ob_migration_fini(struct ob_server *server);
+
+/* The state as a stream of bytes. */
+struct ob_stream;
+
+/* NULL without memory. */
+struct ob_stream *ob_stream_new(struct ob_server *server, const struct ob_migration_ops *ops);
+void ob_stream_free(struct ob_stream *stream);
+/* The next bytes, as many as there are; last: the device stands still. Their number, or a negative
+ * errno. */
+int64_t ob_stream_read(struct ob_stream *stream, void *data, uint32_t count, bool last);
+int ob_stream_write(struct ob_stream *stream, const void *data, uint32_t count);
+/* Nothing was written. */
+bool ob_stream_empty(const struct ob_stream *stream);
+/* Whether what was written is whole. 0 or a negative errno. */
+int ob_stream_check(const struct ob_stream *stream);
+/* What the library itself keeps of the device. */
+void ob_stream_apply(const struct ob_stream *stream);
 
 /* ---- guard.c: files that the client cuts --------------------------------------------------- */
 
@@ -285,8 +365,17 @@ void ob_pci_put(struct ob_pci *pci, uint32_t offset, const void *value, const vo
 /* After config[offset, offset + count) was written; before: what was there. */
 void ob_pci_caps_written(struct ob_server *server, uint32_t offset, uint32_t count,
                          const uint8_t *before);
+/* Makes the interrupts obey the mask bits of config space. */
+void ob_pci_config_masks(struct ob_server *server);
+void ob_pci_mask_msi(struct ob_server *server); /* the part of it that is in the MSI capability */
 /* All vectors zero, and masked. */
 void ob_pci_reset_msix(struct ob_pci *pci);
+/* pci_state.c: what config space and MSI-X have to be saved of. Bytes of it, or written to out. */
+size_t ob_pci_state_size(const struct ob_server *server);
+void ob_pci_state_get(struct ob_server *server, void *out);
+/* Whether that is the state of a device like this one; and makes it this one's. */
+bool ob_pci_state_ok(struct ob_server *server, const void *state, size_t len);
+void ob_pci_state_set(struct ob_server *server, const void *state);
 /* Registers of capabilities that follow the device's state. */
 void ob_pci_caps_refresh(struct ob_server *server);
 /* Resets config space, MSI-X table and device. */

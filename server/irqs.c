@@ -43,7 +43,7 @@ static void signal_eventfd(int fd)
 /* Signals what is due. */
 static void deliver_locked(struct ob_irq *irq, struct ob_irq_vector *v)
 {
-    if (v->fd < 0 || v->masked || !(v->pending || (irq->level && v == irq->vectors)))
+    if (v->fd < 0 || v->masked || irq->held || !(v->pending || (irq->level && v == irq->vectors)))
         return;
     v->pending = false;
     if (irq->flags & OB_IRQ_AUTOMASKED)
@@ -178,6 +178,26 @@ bool ob_irq_level(struct ob_server *server)
     level = server->irqs[OB_PCI_IRQ_INTX].level;
     pthread_mutex_unlock(&server->irq_lock);
     return level;
+}
+
+void ob_irq_set_pending(struct ob_server *server, uint32_t index, uint32_t vector, bool pending)
+{
+    pthread_mutex_lock(&server->irq_lock);
+    server->irqs[index].vectors[vector].pending = pending;
+    pthread_mutex_unlock(&server->irq_lock);
+}
+
+void ob_irqs_hold(struct ob_server *server, bool hold)
+{
+    pthread_mutex_lock(&server->irq_lock);
+    for (uint32_t i = 0; i < server->num_irqs; i++) {
+        struct ob_irq *irq = &server->irqs[i];
+
+        irq->held = hold;
+        for (uint32_t k = 0; k < irq->count; k++)
+            deliver_locked(irq, &irq->vectors[k]);
+    }
+    pthread_mutex_unlock(&server->irq_lock);
 }
 
 void ob_irqs_reset(struct ob_server *server)

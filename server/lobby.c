@@ -71,6 +71,8 @@ static void offer(struct ob_session *session, struct ob_reply *reply,
         reply->fd = ob_session_add_twin(session);
     caps.twin_socket = reply->fd >= 0;
     caps.twin_fd_index = 0;
+    if (session->caps.migration && session->server->migration)
+        ob_caps_offer_migration(&caps);
     len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, OB_VERSION_JSON_QEMU);
     if (len > 0)
         reply->len += (size_t)len;

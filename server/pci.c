@@ -40,13 +40,25 @@ static uint16_t get16(const struct ob_pci *pci, uint32_t offset)
 
 /* ---- Access ------------------------------------------------------------------------------- */
 
+static void mask_intx(struct ob_server *server)
+{
+    ob_irq_config_mask(server, OB_PCI_IRQ_INTX, 0,
+                       ob_pci_command(server) & PCI_COMMAND_INTX_DISABLE);
+}
+
+void ob_pci_config_masks(struct ob_server *server)
+{
+    mask_intx(server);
+    if (server->pci.msi)
+        ob_pci_mask_msi(server);
+}
+
 /* The line is masked by config space, and a function-level reset may be asked for. */
 static void written(struct ob_server *server, uint32_t offset, uint32_t count,
                     const uint8_t *before)
 {
     if (offset <= PCI_COMMAND + 1 && offset + count > PCI_COMMAND)
-        ob_irq_config_mask(server, OB_PCI_IRQ_INTX, 0,
-                           ob_pci_command(server) & PCI_COMMAND_INTX_DISABLE);
+        mask_intx(server);
     ob_pci_caps_written(server, offset, count, before);
 }
 
@@ -83,11 +95,15 @@ uint16_t ob_pci_command(const struct ob_server *server)
 int ob_pci_reset(struct ob_server *server)
 {
     struct ob_pci *pci = &server->pci;
+    int rc;
 
     memcpy(pci->config, pci->initial, sizeof(pci->config));
     ob_pci_reset_msix(pci);
     ob_irqs_reset(server);
-    return server->ops.reset ? server->ops.reset(server->opaque) : 0;
+    rc = server->ops.reset ? server->ops.reset(server->opaque) : 0;
+    if (rc == 0)
+        ob_migration_reset(server);
+    return rc;
 }
 
 /* ---- Building ----------------------------------------------------------------------------- */

@@ -234,7 +234,7 @@ void ob_pci_caps_refresh(struct ob_server *server)
     set32(pci->config, pci->msi + MSI_PENDING, pending);
 }
 
-static void msi_written(struct ob_server *server)
+void ob_pci_mask_msi(struct ob_server *server)
 {
     struct ob_pci *pci = &server->pci;
     uint32_t masks = get32(pci->config, pci->msi + MSI_MASK);
@@ -254,7 +254,7 @@ void ob_pci_caps_written(struct ob_server *server, uint32_t offset, uint32_t cou
     if (pci->pm && touches(offset, count, pm, 1) && (state == 1 || state == 2))
         pci->config[pm] = before[pm];
     if (pci->msi && touches(offset, count, pci->msi + MSI_MASK, 4))
-        msi_written(server);
+        ob_pci_mask_msi(server);
     if (pci->pcie && touches(offset, count, flr, 1) &&
         (pci->config[flr] & PCI_EXP_DEVCTL_BCR_FLR >> 8)) {
         pci->config[flr] &= (uint8_t) ~(PCI_EXP_DEVCTL_BCR_FLR >> 8); /* always reads 0 */

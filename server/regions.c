@@ -175,6 +175,8 @@ int ob_region_access(struct ob_server *server, uint32_t index, uint64_t offset, 
     if (!(slot->layout.flags & (is_write ? OB_REGION_WRITE : OB_REGION_READ)) ||
         offset > slot->layout.size || count > slot->layout.size - offset)
         return -EINVAL;
+    if (is_write && ob_migration_frozen(server))
+        return -EINVAL;
     while (count > 0) {
         uint32_t piece = count;
         const struct ob_overlay *overlay = overlay_at(server, index, offset, &piece);

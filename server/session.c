@@ -262,8 +262,10 @@ void ob_session_end(struct ob_session *session)
     if (server->ops.client)
         server->ops.client(server->opaque, false);
     ob_dma_detach(server);
+    ob_dirty_stop(&server->dirty);
     ob_irqs_detach(server);
     server->session = NULL;
+    ob_migration_detach(server);
     ob_session_free(session);
     server->ended = server->adopted;
 }

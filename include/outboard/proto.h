@@ -290,6 +290,42 @@ struct ob_wire_feature { /* then the feature's data */
     uint32_t flags;
 };
 
+#define OB_MIG_STOP_COPY 0x1u /* data of the MIGRATION feature: 8 bytes */
+#define OB_MIG_P2P       0x2u
+#define OB_MIG_PRE_COPY  0x4u
+
+/* States of a device, as the DEVICE_STATE feature has them. */
+enum ob_mig_state {
+    OB_MIG_STATE_ERROR = 0,     /* only a reset helps */
+    OB_MIG_STATE_STOP = 1,      /* it does nothing by itself: no DMA, no interrupt, no change */
+    OB_MIG_STATE_RUNNING = 2,   /* the state at first */
+    OB_MIG_STATE_STOP_COPY = 3, /* as STOP; its state is being read */
+    OB_MIG_STATE_RESUMING = 4,  /* as STOP; its state is being written */
+    OB_MIG_STATE_PRE_COPY = 6,  /* it runs, and its state is being read */
+};
+
+struct ob_wire_mig_state {
+    uint32_t device_state; /* enum ob_mig_state */
+    uint32_t data_fd;      /* not used */
+};
+
+struct ob_dma_range {
+    uint64_t iova;
+    uint64_t length;
+};
+
+struct ob_wire_logging_start { /* then num_ranges of struct ob_dma_range; 0: everything */
+    uint64_t page_size;
+    uint32_t num_ranges;
+    uint32_t reserved;
+};
+
+struct ob_wire_logging_report { /* reply: then the bitmap */
+    uint64_t iova;
+    uint64_t length;
+    uint64_t page_size;
+};
+
 struct ob_wire_mig_data { /* then size bytes where data goes */
     uint32_t argsz;
     uint32_t size;
@@ -451,6 +487,14 @@ int ob_decode_write_multi(const void *payload, size_t len, uint64_t *count,
                           struct ob_cursor *entries);
 int ob_decode_feature(const void *payload, size_t len, struct ob_wire_feature *out,
                       struct ob_cursor *data);
+/* Data of DMA_LOGGING_START: every range exists, none is empty. */
+int ob_decode_logging_start(struct ob_cursor data, struct ob_wire_logging_start *out);
+/* Data of DMA_LOGGING_REPORT. bitmap_size: bytes of the bitmap, at most max_bitmap. What follows
+ * (QEMU sends room for the reply) is ignored. */
+int ob_decode_logging_report(struct ob_cursor data, uint64_t max_bitmap,
+                             struct ob_wire_logging_report *out, uint64_t *bitmap_size);
+/* Bytes of a dirty bitmap: a bit for each page, in whole words of 8 bytes. length > 0. */
+uint64_t ob_bitmap_size(uint64_t length, uint64_t page_size);
 /* data: size bytes when has_data; more may follow them in the payload. */
 int ob_decode_mig_data(const void *payload, size_t len, bool has_data, uint32_t max_size,
                        struct ob_wire_mig_data *out, const void **data);

@@ -29,7 +29,8 @@ enum ob_log_level { OB_LOG_ERROR, OB_LOG_INFO, OB_LOG_DEBUG };
 struct ob_server_ops {
     size_t size; /* sizeof(struct ob_server_ops): lets the structure grow */
     /* DEVICE_RESET, or a function-level reset through config space. The library has already reset
-     * config space and left the client's eventfds in place. NULL: reset is not supported. */
+     * config space and left the client's eventfds in place. Ends a migration: the device runs
+     * again. NULL: reset is not supported. */
     int (*reset)(void *opaque);
     /* A client has negotiated (true), or left (false: its mappings and eventfds are still valid
      * during the call, and gone after it). */
@@ -136,6 +137,7 @@ struct ob_dma_map; /* one mapping of the client */
 struct ob_dma_ref {
     void *ptr;
     struct ob_dma_map *map;
+    uint32_t slot; /* the library's */
 };
 
 /*
@@ -157,6 +159,40 @@ int ob_dma_read(struct ob_server *server, uint64_t address, void *data, uint64_t
 int ob_dma_write(struct ob_server *server, uint64_t address, const void *data, uint64_t len);
 /* Deadline of a message DMA; default 5000. */
 void ob_server_set_timeout(struct ob_server *server, int timeout_ms);
+
+/* ---- Migration ---------------------------------------------------------------------------- */
+
+/*
+ * How the state of a device is carried to another one of the same kind. Config space, MSI-X and
+ * pending interrupts are the library's, and travel along; the rest is the device's. Which memory
+ * the device writes is logged for every device, without its help.
+ *
+ * The states are those of enum ob_mig_state. In STOP, STOP_COPY and RESUMING the device starts no
+ * DMA, and has no ob_dma_ref; its interrupts are held back and triggered when it runs again.
+ */
+struct ob_migration_ops {
+    size_t size; /* sizeof(struct ob_migration_ops): lets the structure grow */
+    /*
+     * One arc of the diagram: RUNNING to STOP and back, STOP to STOP_COPY and back, STOP to
+     * RESUMING and back, RUNNING to PRE_COPY and back, PRE_COPY to STOP_COPY. The arc is done when
+     * this returns 0; with a negative errno the device stays where it was, but for RESUMING to
+     * STOP, after which only a reset helps.
+     * RESUMING to STOP: what was written since STOP to RESUMING becomes the state, after it was
+     * checked; if that was nothing the device keeps the state it has.
+     * When a client leaves in the middle of it, the device is taken back to RUNNING, from
+     * RESUMING only by ob_server_ops.reset, which always leads to RUNNING.
+     */
+    int (*transition)(void *opaque, enum ob_mig_state from, enum ob_mig_state to);
+    /* In PRE_COPY and STOP_COPY: the next bytes of the state, at most count. Returns how many; 0:
+     * no more in this state; or a negative errno. */
+    int64_t (*read)(void *opaque, void *data, uint32_t count);
+    /* In RESUMING: the next bytes, all of which are taken. 0 or a negative errno. */
+    int (*write)(void *opaque, const void *data, uint32_t count);
+};
+
+/* The device can migrate. Before it is offered; it must have ob_server_ops.reset. opaque is that of
+ * ob_server_new(). Since 0.1. */
+int ob_server_set_migration(struct ob_server *server, const struct ob_migration_ops *ops);
 
 #ifdef __cplusplus
 }

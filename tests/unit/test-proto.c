@@ -29,7 +29,7 @@ static const struct expected {
     [13] = { "DEVICE_RESET", 'C', 0, 0, 0, 0, 0, 0 },
     [14] = { "DIRTY_PAGES", 0, 0, 0, 0, 0, 0, 0 },
     [15] = { "REGION_WRITE_MULTI", 'C', 8, 8 + 43690 * 24, 0, 8, 8, 0 },
-    [16] = { "DEVICE_FEATURE", 'C', 8, 8 + XFER, 0, 8, 8 + XFER, 0 },
+    [16] = { "DEVICE_FEATURE", 'C', 8, 8 + XFER, 0, 0, 32 + XFER, 0 },
     [17] = { "MIG_DATA_READ", 'C', 8, 8, 0, 8, 8 + XFER, 0 },
     [18] = { "MIG_DATA_WRITE", 'C', 8, 8 + XFER, 0, 0, 0, 0 },
 };

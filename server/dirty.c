@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Which of the client's memory the device has written: a bit for each granule of 4 KiB, whatever
+ * page size the client asked for. The bits lie in chunks, sorted by address, that are made when
+ * something in them is written first; so memory that the client claims but the device never
+ * touches costs nothing. When there are too many chunks, or no memory for one, everything that is
+ * mapped counts as written until logging stops: more than was written is never wrong.
+ *
+ * A piece of memory that a device holds for writing (ob_dma_get) may be written at any moment
+ * without our knowing. It is therefore in each report, and marked once more when it is put.
+ */
+#include "server/internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GRANULE      4096u
+#define CHUNK_BITS   32768u /* 4 KiB of bits: 128 MiB of memory */
+#define CHUNK_BYTES  ((uint64_t)CHUNK_BITS * GRANULE)
+#define CHUNKS_MAX   4096u
+#define WORDS        (CHUNK_BITS / 64)
+#define GRANULE_MASK ((uint64_t)GRANULE - 1)
+
+struct ob_dirty_chunk {
+    uint64_t number; /* address / CHUNK_BYTES */
+    uint64_t bits[WORDS];
+};
+
+/* What is reported: a bit for each page of the range. */
+struct report {
+    uint64_t first, last; /* bytes of the range */
+    uint64_t page_size;
+    uint64_t *bitmap;
+};
+
+static void set_bits(uint64_t *bitmap, uint64_t first, uint64_t last)
+{
+    uint64_t low = first / 64, high = last / 64;
+    uint64_t from = ~0ull << first % 64, to = ~0ull >> (63 - last % 64);
+
+    if (low == high) {
+        bitmap[low] |= from & to;
+        return;
+    }
+    bitmap[low] |= from;
+    memset(bitmap + low + 1, 0xff, (high - low - 1) * sizeof(*bitmap));
+    bitmap[high] |= to;
+}
+
+/* ---- Chunks ------------------------------------------------------------------------------- */
+
+/* Index of the first chunk from this number on. */
+static size_t chunk_at(const struct ob_dirty *dirty, uint64_t number)
+{
+    size_t low = 0, high = dirty->nchunks;
+
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+
+        if (dirty->chunks[mid]->number < number)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static int make_room(struct ob_dirty *dirty)
+{
+    size_t room = dirty->room ? 2 * dirty->room : 16;
+    struct ob_dirty_chunk **chunks;
+
+    if (dirty->nchunks == CHUNKS_MAX)
+        return -ENOSPC;
+    if (dirty->nchunks < dirty->room)
+        return 0;
+    chunks = realloc(dirty->chunks, room * sizeof(*chunks));
+    if (!chunks)
+        return -ENOMEM;
+    dirty->chunks = chunks;
+    dirty->room = room;
+    return 0;
+}
+
+/* NULL: there is none, and none can be made. */
+static struct ob_dirty_chunk *get_chunk(struct ob_dirty *dirty, uint64_t number)
+{
+    size_t at = chunk_at(dirty, number);
+    struct ob_dirty_chunk *chunk;
+
+    if (at < dirty->nchunks && dirty->chunks[at]->number == number)
+        return dirty->chunks[at];
+    if (make_room(dirty) < 0 || !(chunk = calloc(1, sizeof(*chunk))))
+        return NULL;
+    chunk->number = number;
+    memmove(dirty->chunks + at + 1, dirty->chunks + at,
+            (dirty->nchunks - at) * sizeof(*dirty->chunks));
+    dirty->chunks[at] = chunk;
+    dirty->nchunks++;
+    return chunk;
+}
+
+void ob_dirty_mark(struct ob_dirty *dirty, uint64_t address, uint64_t len)
+{
+    uint64_t last = address + (len - 1);
+
+    if (!dirty->on || dirty->all)
+        return;
+    for (uint64_t number = address / CHUNK_BYTES; number <= last / CHUNK_BYTES; number++) {
+        struct ob_dirty_chunk *chunk = get_chunk(dirty, number);
+        uint64_t base = number * CHUNK_BYTES;
+        uint64_t from = address > base ? address - base : 0;
+        uint64_t to = last - base < CHUNK_BYTES ? last - base : CHUNK_BYTES - 1;
+
+        if (!chunk) {
+            dirty->all = true;
+            return;
+        }
+        set_bits(chunk->bits, from / GRANULE, to / GRANULE);
+    }
+}
+
+static void drop_chunks(struct ob_dirty *dirty)
+{
+    for (size_t i = 0; i < dirty->nchunks; i++)
+        free(dirty->chunks[i]);
+    free(dirty->chunks);
+    dirty->chunks = NULL;
+    dirty->nchunks = dirty->room = 0;
+    dirty->all = false;
+}
+
+/* ---- Start and stop ----------------------------------------------------------------------- */
+
+int ob_dirty_start(struct ob_dirty *dirty, uint64_t *page_size)
+{
+    if (dirty->on)
+        return -EINVAL;
+    dirty->on = true;
+    if (*page_size < GRANULE)
+        *page_size = GRANULE;
+    return 0;
+}
+
+int ob_dirty_stop(struct ob_dirty *dirty)
+{
+    if (!dirty->on)
+        return -EINVAL;
+    dirty->on = false;
+    drop_chunks(dirty);
+    return 0;
+}
+
+void ob_dirty_fini(struct ob_dirty *dirty)
+{
+    drop_chunks(dirty);
+    free(dirty->held);
+    dirty->held = NULL;
+    dirty->nheld = 0;
+}
+
+/* ---- Memory held for writing -------------------------------------------------------------- */
+
+/* Slot 0 is not used; the free ones are chained by their address. */
+static int more_slots(struct ob_dirty *dirty)
+{
+    uint32_t n = dirty->nheld ? 2 * dirty->nheld : 64;
+    struct ob_dirty_held *held = realloc(dirty->held, n * sizeof(*held));
+
+    if (!held)
+        return -ENOMEM;
+    for (uint32_t i = dirty->nheld ? dirty->nheld : 1; i < n; i++)
+        held[i] = (struct ob_dirty_held){ .address = i + 1 < n ? i + 1 : 0 };
+    dirty->free_held = dirty->nheld ? dirty->nheld : 1;
+    dirty->held = held;
+    dirty->nheld = n;
+    return 0;
+}
+
+int ob_dirty_hold(struct ob_dirty *dirty, const struct ob_dma_map *map, uint64_t address,
+                  uint64_t len, uint32_t *slot)
+{
+    struct ob_dirty_held *held;
+
+    if (dirty->free_held == 0) {
+        int rc = more_slots(dirty);
+
+        if (rc < 0)
+            return rc;
+    }
+    *slot = dirty->free_held;
+    held = &dirty->held[*slot];
+    dirty->free_held = (uint32_t)held->address;
+    *held = (struct ob_dirty_held){ .map = map, .address = address, .len = len };
+    return 0;
+}
+
+void ob_dirty_let_go(struct ob_server *server, uint32_t slot)
+{
+    struct ob_dirty *dirty = &server->dirty;
+    struct ob_dirty_held *held = &dirty->held[slot];
+
+    if (!ob_dma_map_lost(server, held->map))
+        ob_dirty_mark(dirty, held->address, held->len);
+    *held = (struct ob_dirty_held){ .address = dirty->free_held };
+    dirty->free_held = slot;
+}
+
+/* ---- Reports ------------------------------------------------------------------------------ */
+
+/* [first, last] was written. */
+static void add(const struct report *r, uint64_t first, uint64_t last)
+{
+    if (last < r->first || first > r->last)
+        return;
+    if (first < r->first)
+        first = r->first;
+    if (last > r->last)
+        last = r->last;
+    set_bits(r->bitmap, (first - r->first) / r->page_size, (last - r->first) / r->page_size);
+}
+
+/* A granule that lies in the range is clean from now on; of one that only reaches into it, the
+ * other part has not been reported. */
+static void take_word(struct ob_dirty_chunk *chunk, unsigned word, const struct report *r)
+{
+    for (uint64_t left = chunk->bits[word]; left; left &= left - 1) {
+        unsigned bit = (unsigned)__builtin_ctzll(left);
+        uint64_t first = chunk->number * CHUNK_BYTES + ((uint64_t)word * 64 + bit) * GRANULE;
+        uint64_t last = first | GRANULE_MASK;
+
+        add(r, first, last);
+        if (first >= r->first && last <= r->last)
+            chunk->bits[word] &= ~(1ull << bit);
+    }
+}
+
+static void take_chunks(struct ob_dirty *dirty, const struct report *r)
+{
+    size_t i = chunk_at(dirty, r->first / CHUNK_BYTES);
+
+    for (; i < dirty->nchunks && dirty->chunks[i]->number <= r->last / CHUNK_BYTES; i++)
+        for (unsigned word = 0; word < WORDS; word++)
+            if (dirty->chunks[i]->bits[word])
+                take_word(dirty->chunks[i], word, r);
+}
+
+void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uint64_t page_size,
+                   void *bitmap)
+{
+    struct ob_dirty *dirty = &server->dirty;
+    const struct report r = { address, address + (len - 1), page_size, bitmap };
+    uint64_t first, last;
+
+    memset(bitmap, 0, ob_bitmap_size(len, page_size));
+    take_chunks(dirty, &r);
+    for (uint32_t i = 1; i < dirty->nheld; i++) {
+        const struct ob_dirty_held *held = &dirty->held[i];
+
+        if (held->map && !ob_dma_map_lost(server, held->map))
+            add(&r, held->address, held->address + (held->len - 1));
+    }
+    if (dirty->all)
+        for (size_t i = 0; ob_dma_mapping(server, i, &first, &last); i++)
+            add(&r, first, last);
+}
+
+void ob_dirty_forget(struct ob_dirty *dirty, uint64_t first, uint64_t last)
+{
+    uint64_t bits; /* pages as large as this need no more */
+    const struct report r = { first, last, (uint64_t)1 << 63, &bits };
+
+    take_chunks(dirty, &r);
+}
