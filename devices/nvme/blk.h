@@ -20,7 +20,7 @@ enum blk_stage { STAGE_IO, STAGE_PUNCH, STAGE_ZERO_RANGE, STAGE_FILL, STAGE_SYNC
 
 struct blk_req {
     enum blk_op op;
-    bool durable;         /* WRITE, ZERO, DISCARD: done means on stable storage */
+    bool durable;         /* on stable storage when done; READ: what is read is, before */
     bool punch;           /* ZERO: the range may be deallocated */
     uint64_t offset, len; /* inside the image */
     struct iovec *iov;    /* READ, WRITE: len bytes; the backend changes it */
@@ -96,6 +96,8 @@ static inline struct blk_req *blk_fifo_pop(struct blk_fifo *fifo)
 bool blk_stage_begin(const struct blk *blk, struct blk_req *req);
 /* Takes the result of the stage just done (bytes or a negative errno). The same return. */
 bool blk_stage_next(struct blk_req *req, int64_t res);
+/* Whether with a request that failed, WRITEs that were done may be lost from the kernel's cache. */
+bool blk_cache_lost(const struct blk_req *req);
 /* Does the request's stage with a system call. */
 int64_t blk_stage_run(int fd, const struct blk_req *req);
 /* fallocate()'s mode of a PUNCH or ZERO_RANGE stage. */

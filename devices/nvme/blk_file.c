@@ -3,7 +3,8 @@
  * A request on a file, as a sequence of stages. Each stage is one system call or one io_uring
  * operation; what comes after it depends on its result. So io_uring, the threads and memory do
  * the same things in the same order:
- *   READ, WRITE     IO until all bytes are through (a durable WRITE with RWF_DSYNC)
+ *   READ            SYNC when durable, then IO until all bytes are through
+ *   WRITE           IO likewise (with RWF_DSYNC when durable)
  *   FLUSH           SYNC
  *   DISCARD         PUNCH, then SYNC when durable
  *   ZERO            PUNCH if it may, else ZERO_RANGE, else FILL; then SYNC when durable
@@ -39,6 +40,8 @@ bool blk_stage_begin(const struct blk *blk, struct blk_req *req)
 {
     switch (req->op) {
     case BLK_READ:
+        req->stage = req->durable ? STAGE_SYNC : STAGE_IO;
+        break;
     case BLK_WRITE:
         req->stage = STAGE_IO;
         break;
@@ -117,9 +120,19 @@ bool blk_stage_next(struct blk_req *req, int64_t res)
     case STAGE_ZERO_RANGE:
         return after_fallocate(req, res);
     case STAGE_SYNC:
-        break;
+        if (req->op != BLK_READ || res < 0)
+            break;
+        req->stage = STAGE_IO;
+        return true;
     }
     return finished(req, (int)res);
+}
+
+/* A durable WRITE that failed with EIO did so before or while its data was synced. */
+bool blk_cache_lost(const struct blk_req *req)
+{
+    return req->rc < 0 &&
+           (req->stage == STAGE_SYNC || (req->op == BLK_WRITE && req->durable && req->rc == -EIO));
 }
 
 int blk_stage_fallocate_mode(const struct blk_req *req)

@@ -94,6 +94,8 @@ static void shutdown_flushed(struct blk_req *req, int rc)
     c->flushing = false;
     c->inflight--;
     if (rc < 0)
+        nvme_cache_lost(c);
+    if (c->lost)
         nvme_fatal(c, "the image could not be flushed");
     c->csts = (c->csts & ~NVME_CSTS_SHST_MASK) | NVME_CSTS_SHST_COMPLETE;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * I/O commands. The write cache is the kernel's page cache: while it is on, Write is done when the
- * kernel has the data, Flush and Force Unit Access mean on stable storage; while it is off, every
- * command that changes data is done when that is on stable storage.
+ * kernel has the data, Flush and Force Unit Access mean on stable storage (of a Read: what it reads
+ * is there first); while it is off, every command that changes data is done when that is on stable
+ * storage.
  */
 #include "nvme.h"
 
@@ -15,31 +16,48 @@
 
 /* ---- Requests to the backend --------------------------------------------------------------- */
 
-static uint16_t status_of(struct nvme_ctrl *c, const struct blk_req *req, int rc)
+static void log_failure(struct nvme_ctrl *c, const struct blk_req *req, int rc)
 {
     static const char *const names[] = { "read", "write", "flush", "write of zeroes", "discard" };
     char line[128];
 
+    if (nvme_now_ns() - c->log_ns <= LOG_INTERVAL_NS)
+        return;
+    snprintf(line, sizeof(line), "%s at byte %llu of the image: %s", names[req->op],
+             (unsigned long long)req->offset,
+             rc == -ENODATA ? "the image is shorter than it was" : strerror(-rc));
+    c->log(c, OB_LOG_ERROR, line);
+    c->log_ns = nvme_now_ns();
+}
+
+/*
+ * The kernel tells of data that it could not write back once, drops it, and knows nothing of it the
+ * next time. The host retries a command that failed: a second Flush must not succeed.
+ */
+void nvme_cache_lost(struct nvme_ctrl *c)
+{
+    if (!c->lost)
+        c->log(c, OB_LOG_ERROR, "written data may be lost: every flush fails from now on");
+    c->lost = true;
+    c->warnings |= NVME_WARN_RELIABILITY;
+    if (c->features.async_event & NVME_WARN_RELIABILITY)
+        nvme_event(c, NVME_EVENT_RELIABILITY);
+}
+
+static uint16_t status_of(struct nvme_ctrl *c, const struct blk_req *req, int rc)
+{
     if (rc == 0)
-        return NVME_OK;
+        return req->op == BLK_FLUSH && c->lost ? NVME_WRITE_FAULT : NVME_OK;
     if (rc == -EFAULT) /* the client's memory, not ours */
         return NVME_DATA_TRANSFER_ERROR;
-    if (nvme_now_ns() - c->log_ns > LOG_INTERVAL_NS) {
-        snprintf(line, sizeof(line), "%s at byte %llu of the image: %s", names[req->op],
-                 (unsigned long long)req->offset,
-                 rc == -ENODATA ? "the image is shorter than it was" : strerror(-rc));
-        c->log(c, OB_LOG_ERROR, line);
-        c->log_ns = nvme_now_ns();
-    }
+    log_failure(c, req, rc);
     if (rc == -ENOMEM)
         return NVME_INTERNAL_ERROR;
+    if (blk_cache_lost(req))
+        nvme_cache_lost(c);
     if (rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG)
         return NVME_CAPACITY_EXCEEDED;
     c->stats.media_errors++;
-    if (req->op == BLK_FLUSH) { /* what was in the cache may be lost: tell of it */
-        c->warnings |= NVME_WARN_RELIABILITY;
-        nvme_event(c, NVME_EVENT_RELIABILITY);
-    }
     return req->op == BLK_READ ? NVME_READ_ERROR : NVME_WRITE_FAULT;
 }
 
@@ -118,7 +136,11 @@ static uint16_t take_lbas(struct nvme_cmd *cmd, enum blk_op op)
         return NVME_LBA_OUT_OF_RANGE;
     cmd->blk.offset = slba << c->cfg.lba_shift;
     cmd->blk.len = blocks << c->cfg.lba_shift;
-    cmd->blk.durable = (sqe->dw12 & NVME_IO_FUA) || !c->features.write_cache;
+    cmd->blk.durable = sqe->dw12 & NVME_IO_FUA;
+    if (op == BLK_READ)
+        cmd->blk.durable &= !c->cfg.read_only; /* nothing there can be in a cache */
+    else
+        cmd->blk.durable |= !c->features.write_cache;
     return NVME_OK;
 }
 

@@ -177,7 +177,7 @@ static int destroy(void *opaque)
         c->inflight++;
         c->blk->ops->submit(c->blk, &c->shutdown_flush);
         nvme_drain(c, INT64_MAX);
-        rc = c->shutdown_flush.rc;
+        rc = c->shutdown_flush.rc == 0 && c->lost ? -EIO : c->shutdown_flush.rc;
     }
     nvme_schedule_fini(c);
     ob_server_free(c->server);

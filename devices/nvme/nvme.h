@@ -211,6 +211,7 @@ struct nvme_ctrl {
     struct nvme_events events;
     struct nvme_stats stats;
     uint8_t warnings; /* critical warnings of the health log */
+    bool lost;        /* a sync failed: no flush succeeds any more, see io.c */
     struct nvme_error_entry errors[NVME_ERRORS];
     int64_t log_ns;        /* when a backend error was logged last */
     struct nvme_segs segs; /* scratch */
@@ -297,6 +298,8 @@ uint16_t nvme_get_feature(struct nvme_cmd *cmd); /* features.c */
 uint16_t nvme_set_feature(struct nvme_cmd *cmd);
 uint16_t nvme_async_event(struct nvme_cmd *cmd); /* events.c */
 
+/* Data that was written may be lost: warns of it, and fails every Flush from now on. */
+void nvme_cache_lost(struct nvme_ctrl *c);
 /* The work of a blk_req in a command: submits it, later concludes the command. */
 uint16_t nvme_blk_submit(struct nvme_cmd *cmd);
 /* The Delete that waits for this queue's last command, if it was that. */

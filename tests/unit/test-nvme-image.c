@@ -62,6 +62,52 @@ TEST(durable, "flush-and-fua-reach-the-file")
     CHECK_INT(host_calls.syncs, 6);
 }
 
+static struct nvme_sqe read_with_fua(struct nvme_host *h)
+{
+    struct nvme_sqe read = host_io(h, NVME_IO_READ, 0, 8, host_pages(h, 1), 512);
+
+    read.dw12 |= NVME_IO_FUA;
+    return read;
+}
+
+TEST(fua_read, "a-read-with-fua-puts-what-it-reads-on-the-disk-first")
+{
+    struct nvme_host h = { 0 };
+    struct nvme_sqe read;
+
+    host_start(&h, "--aio=threads", host_image("disk.img", DISK, 0));
+    read = read_with_fua(&h);
+    CHECK_INT(host_do(&h, 1, read, NULL), 0);
+    CHECK_INT(host_calls.syncs, 1);
+    host_calls.fail_syncs = EIO;
+    CHECK_INT(host_do(&h, 1, read, NULL), NVME_READ_ERROR);
+    host_calls.fail_syncs = 0;
+    read.dw12 &= ~NVME_IO_FUA;
+    CHECK_INT(host_do(&h, 1, read, NULL), 0);
+    CHECK_INT(host_do(&h, 1, FLUSH, NULL), NVME_WRITE_FAULT);
+    CHECK_INT(host_end(&h), -EIO);
+}
+
+TEST(fua_uncached, "a-read-with-fua-works-where-there-is-nothing-to-sync")
+{
+    const char *images[] = { "mem:4M", "null:4M", host_image("disk.img", DISK, 0) };
+
+    for (unsigned i = 0; i < 3; i++) {
+        struct nvme_host h = { 0 };
+
+        host_start(&h, "--read-only", images[i]);
+        CHECK_INT(host_do(&h, 1, read_with_fua(&h), NULL), 0);
+        CHECK_INT(host_end(&h), 0);
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        struct nvme_host h = { 0 };
+
+        host_start(&h, images[i]);
+        CHECK_INT(host_do(&h, 1, read_with_fua(&h), NULL), 0);
+        CHECK_INT(host_end(&h), 0);
+    }
+}
+
 /* Pages of the file that are not on disk yet. */
 static uint64_t dirty_pages(const char *path)
 {
@@ -127,14 +173,62 @@ TEST(io_errors, "errors-of-the-file-become-statuses")
     CHECK_INT(host_do(&h, 1, host_io(&h, NVME_IO_WRITE, 0, 8, at, 512), NULL), NVME_INTERNAL_ERROR);
     host_calls.fail_writes = 0;
     CHECK_INT(host_do(&h, 1, host_io(&h, NVME_IO_WRITE, 0, 8, at, 512), NULL), 0);
+    CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0); /* nothing that was done is lost so far */
     host_calls.fail_syncs = EIO;
     CHECK_INT(host_do(&h, 1, FLUSH, NULL), NVME_WRITE_FAULT);
-    CHECK_INT(host_wait(&h, 0, &cqe), 0); /* data may be lost: that is an event */
+    CHECK(!host_poll(&h, 0, 20, &cqe)); /* the host has not asked for such events */
+    CHECK_INT(
+        host_feature(&h, NVME_ADM_SET_FEATURES, NVME_FEAT_ASYNC_EVENT, NVME_WARN_RELIABILITY, NULL),
+        0);
+    CHECK_INT(host_do(&h, 1, FLUSH, NULL), NVME_WRITE_FAULT);
+    CHECK_INT(host_wait(&h, 0, &cqe), 0);
     CHECK_INT(cqe.result, NVME_EVENT_RELIABILITY);
     CHECK_INT(host_log(&h, NVME_LOG_HEALTH, 512, 0, at), 0);
     CHECK_INT(h.ram[at], NVME_WARN_RELIABILITY);
-    CHECK_INT(((struct nvme_health_log *)(void *)(h.ram + at))->media_errors.low, 2);
+    CHECK_INT(((struct nvme_health_log *)(void *)(h.ram + at))->media_errors.low, 3);
     CHECK_INT(host_end(&h), -EIO); /* the last flush failed too */
+}
+
+/* The kernel reports a lost page once; hosts retry. What is lost stays lost. */
+static void stays_lost(bool by_fua_write)
+{
+    struct nvme_host h = { 0 };
+    struct nvme_sqe write;
+
+    host_start(&h, "--aio=threads", host_image("disk.img", DISK, 0));
+    write = host_io(&h, NVME_IO_WRITE, 0, 8, host_pages(&h, 1), 512);
+    CHECK_INT(host_do(&h, 1, write, NULL), 0);
+    if (by_fua_write) {
+        host_calls.fail_writes = EIO;
+        write.dw12 |= NVME_IO_FUA;
+        CHECK_INT(host_do(&h, 1, write, NULL), NVME_WRITE_FAULT);
+    } else {
+        host_calls.fail_syncs = EIO;
+        CHECK_INT(host_do(&h, 1, FLUSH, NULL), NVME_WRITE_FAULT);
+    }
+    host_calls.fail_writes = host_calls.fail_syncs = 0;
+    CHECK_INT(host_do(&h, 1, FLUSH, NULL), NVME_WRITE_FAULT);
+    CHECK_INT(host_do(&h, 1, write, NULL), 0);
+    CHECK_INT(host_feature(&h, NVME_ADM_SET_FEATURES, NVME_FEAT_WRITE_CACHE, 0, NULL),
+              NVME_WRITE_FAULT);
+    host_disable(&h);
+    host_enable(&h);
+    host_add_queue(&h, 1, 64, 1);
+    CHECK_INT(host_do(&h, 1, FLUSH, NULL), NVME_WRITE_FAULT);
+    host_write32(&h, NVME_REG_CC, 0x00464001); /* shutdown */
+    host_wait_reg(&h, NVME_REG_CSTS, NVME_CSTS_SHST_MASK, NVME_CSTS_SHST_COMPLETE);
+    CHECK(host_read32(&h, NVME_REG_CSTS) & NVME_CSTS_CFS);
+    CHECK_INT(host_end(&h), -EIO);
+}
+
+TEST(lost_flush, "after-a-failed-flush-no-flush-succeeds")
+{
+    stays_lost(false);
+}
+
+TEST(lost_fua, "after-a-failed-fua-write-no-flush-succeeds")
+{
+    stays_lost(true);
 }
 
 static void cut(const char *aio)
