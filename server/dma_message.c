@@ -120,7 +120,8 @@ static int64_t check_reply(struct ob_session *session, const struct ob_msg *msg,
     if (msg->len >= old) {
         memcpy(&access, msg->payload, msg->len < fixed ? msg->len : fixed);
         if (access.count <= asked &&
-            (cmd == OB_CMD_DMA_READ ? msg->len == fixed + access.count : msg->len <= fixed))
+            (cmd == OB_CMD_DMA_READ ? msg->len == fixed + access.count
+                                    : msg->len == fixed || msg->len == old))
             return (int64_t)access.count;
     }
     ob_log(session->server, OB_LOG_ERROR,

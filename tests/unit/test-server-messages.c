@@ -277,6 +277,9 @@ TEST(errors, "errors-and-nonsense-fail-the-transfer-and-keep-the-client")
     id = start(&peer, 8); /* QEMU 10's: nothing was written where it should */
     answer(&peer, expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8), 8, NULL, 0);
     expect_end(&peer, id, -EPROTO);
+    id = start(&peer, 8); /* neither the old reply nor the new */
+    answer(&peer, expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8), 8, NULL, 15);
+    expect_end(&peer, id, -EPROTO);
     id = start(&peer, 8);
     answer(&peer, expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8), 9, NULL, 16);
     expect_end(&peer, id, -EPROTO);
