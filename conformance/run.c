@@ -88,7 +88,8 @@ static void list_free(struct list *list)
 static int list_make(struct list *list, const char *pattern)
 {
     static const struct case_table *const tables[] = {
-        &version_cases, &session_cases, &dma_cases, &info_cases, &access_cases, &irq_cases,
+        &version_cases, &session_cases,  &info_cases,  &access_cases, &irq_cases,
+        &dma_cases,     &transfer_cases, &multi_cases, &random_cases,
     };
 
     *list = (struct list){ .pattern = pattern };
