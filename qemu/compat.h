@@ -157,16 +157,6 @@ static inline int obq_kvm_add_msi_route(PCIDevice *pdev, int vector)
     return virq;
 }
 
-/* Whether an access is a copy from or to memory, for which the BQL is not needed. */
-static inline bool obq_access_is_direct(MemoryRegion *mr, bool is_write, MemTxAttrs attrs)
-{
-#if QEMU_VERSION_MAJOR >= 10
-    return memory_access_is_direct(mr, is_write, attrs);
-#else
-    return memory_access_is_direct(mr, is_write);
-#endif
-}
-
 /* Accesses of several vCPUs may be inside the region at once (it waits without the big lock). */
 static inline void obq_region_allow_concurrent(MemoryRegion *mr)
 {

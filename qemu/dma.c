@@ -25,11 +25,6 @@ static MemTxAttrs dma_attrs(ObPci *d)
     return (MemTxAttrs){ .requester_id = pci_requester_id(PCI_DEVICE(d)) };
 }
 
-static int dma_errno(MemTxResult result)
-{
-    return result == MEMTX_OK ? 0 : result & MEMTX_DECODE_ERROR ? -ENODEV : -EFAULT;
-}
-
 static void posted_bh_cb(void *opaque)
 {
     PostedWrite *w = opaque;
@@ -62,36 +57,55 @@ static int post_write(ObPci *d, uint64_t address, const void *data, uint32_t cou
     return 0;
 }
 
-/* One access, piece by piece as memory lies. The device's address space is empty while the guest
- * has not enabled bus mastering. */
+/*
+ * The part of an access that lies in one memory region; returns its length, or a negative errno.
+ * It is translated once, by the cache, which then cannot change: to translate and to access by two
+ * calls could meet a device in the second where the first found RAM, and take the BQL for it.
+ */
+static int64_t dma_piece(AddressSpace *as, ObPci *d, uint64_t address, uint8_t *bytes,
+                         uint32_t count, bool is_write)
+{
+    MemoryRegionCache cache;
+    int64_t len = address_space_cache_init(&cache, as, address, count, is_write);
+    MemoryRegion *mr = cache.mrs.mr;
+    int64_t rc = len;
+
+    if (cache.ptr && is_write) {
+        memcpy(cache.ptr, bytes, len);
+        address_space_cache_invalidate(&cache, 0, len);
+    } else if (cache.ptr) {
+        memcpy(bytes, cache.ptr, len);
+    } else if (is_write && memory_region_is_mapped(mr) && !memory_region_is_ram(mr)) {
+        int error = post_write(d, address, bytes, len);
+
+        rc = error < 0 ? error : len;
+    } else {
+        rc = -EFAULT;
+    }
+    address_space_cache_destroy(&cache);
+    return rc;
+}
+
+/* The device's address space is empty while the guest has not enabled bus mastering. */
 static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bool is_write)
 {
     AddressSpace *as = pci_get_address_space(PCI_DEVICE(d));
-    MemTxAttrs attrs = dma_attrs(d);
     uint8_t *bytes = data;
-    int rc = 0;
 
     if (address + count < address) {
         return -EFAULT;
     }
-    RCU_READ_LOCK_GUARD();
-    while (count && rc == 0) {
-        hwaddr len = count, xlat;
-        MemoryRegion *mr = address_space_translate(as, address, &xlat, &len, is_write, attrs);
+    while (count) {
+        int64_t done = dma_piece(as, d, address, bytes, count, is_write);
 
-        len = MIN(len, count);
-        if (obq_access_is_direct(mr, is_write, attrs)) {
-            rc = dma_errno(address_space_rw(as, address, attrs, bytes, len, is_write));
-        } else if (is_write && memory_region_is_mapped(mr) && !memory_region_is_ram(mr)) {
-            rc = post_write(d, address, bytes, len);
-        } else {
-            rc = -EFAULT;
+        if (done < 0) {
+            return done;
         }
-        address += len;
-        bytes += len;
-        count -= len;
+        address += done;
+        bytes += done;
+        count -= done;
     }
-    return rc;
+    return 0;
 }
 
 int obq_dma_read_cb(void *opaque, uint64_t address, void *data, uint32_t count)
