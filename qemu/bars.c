@@ -44,13 +44,13 @@ static MemTxResult bar_write(void *opaque, hwaddr addr, uint64_t data, unsigned 
     ObPci *d = bar->d;
     bool vcpu = obq_vcpu_access(attrs);
     uint8_t bytes[8];
-    int rc = -ENOBUFS;
+    int rc = -ENOTCONN;
 
     stn_le_p(bytes, size, data);
     if (bar->posted && d->link.client) {
         rc = ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
     }
-    if (rc == -ENOBUFS) {
+    if (rc < 0) { /* what cannot be posted, because of its size or what is queued, is waited for */
         obq_link_write(d, bar->index, addr, bytes, size, vcpu);
     }
     obq_intx_served(d, vcpu);

@@ -72,6 +72,18 @@ def _(tmp):
         assert fake.memory[0][0x100:0x108] == bytes(range(8, 0, -1))
 
 
+@case("writes-larger-than-the-server-takes-arrive")
+def _(tmp):
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake:
+        fake.version["capabilities"]["max_data_xfer_size"] = 4
+        with Qemu(tmp, *device(tmp / "s")) as vm:
+            pci = vm.pci(4)
+            pci.assign(0)
+            pci.bar_write(0, 0x100, 8, 0x0102030405060708)
+            assert pci.bar_read(0, 0x100, 8) == 0x0102030405060708
+            assert fake.memory[0][0x100:0x108] == bytes(range(8, 0, -1))
+
+
 @case("posted-writes-keep-their-order-and-do-not-wait")
 def _(tmp):
     seen = []
