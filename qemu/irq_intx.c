@@ -59,6 +59,16 @@ void obq_intx_served(ObPci *d, bool wait_unlocked)
     obq_link_unmask_intx(d, wait_unlocked);
 }
 
+/* What the server listens on for the unmasking of INTx; NULL: nothing. */
+static int set_unmask_fd(ObPci *d, const int *fd)
+{
+    return obq_link_control(d,
+                            ob_client_set_irqs(d->link.client, OB_PCI_IRQ_INTX,
+                                               OB_IRQ_SET_DATA_EVENTFD | OB_IRQ_SET_ACTION_UNMASK,
+                                               0, 1, NULL, fd),
+                            "handing over the unmasking of INTx");
+}
+
 static bool intx_attach_kvm(ObPci *d)
 {
     ObIntx *intx = &d->intx;
@@ -76,9 +86,7 @@ static bool intx_attach_kvm(ObPci *d)
     fd = event_notifier_get_fd(&intx->unmask);
     intx->unmask_by_server =
         (d->irqs[OB_PCI_IRQ_INTX].flags & (OB_IRQ_MASKABLE | OB_IRQ_AUTOMASKED)) &&
-        ob_client_set_irqs(d->link.client, OB_PCI_IRQ_INTX,
-                           OB_IRQ_SET_DATA_EVENTFD | OB_IRQ_SET_ACTION_UNMASK, 0, 1, NULL,
-                           &fd) >= 0;
+        set_unmask_fd(d, &fd) >= 0;
     if (!intx->unmask_by_server) {
         event_notifier_set_handler(&intx->unmask, eoi_cb);
     }
@@ -93,8 +101,7 @@ static void intx_detach_kvm(ObPci *d)
     if (!intx->unmask_by_server) {
         event_notifier_set_handler(&intx->unmask, NULL);
     } else if (obq_link_alive(d)) {
-        ob_client_set_irqs(d->link.client, OB_PCI_IRQ_INTX,
-                           OB_IRQ_SET_DATA_EVENTFD | OB_IRQ_SET_ACTION_UNMASK, 0, 1, NULL, NULL);
+        set_unmask_fd(d, NULL);
     }
     event_notifier_cleanup(&intx->unmask);
     intx->kvm = false;
