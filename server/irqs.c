@@ -28,7 +28,8 @@ struct ob_irq_watch {
 
 /*
  * The counter belongs to the client as well. Filled to the brim it would make a write block, so
- * that is looked at first; it is signalled then anyway.
+ * that is looked at first; it is signalled then anyway. A client that fills it between the two
+ * blocks us until it reads or a signal comes, which is why an interrupted write is not repeated.
  */
 static void signal_eventfd(int fd)
 {
@@ -36,8 +37,7 @@ static void signal_eventfd(int fd)
     struct pollfd p = { .fd = fd, .events = POLLOUT };
 
     if (poll(&p, 1, 0) == 1 && (p.revents & POLLOUT))
-        while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
-            ;
+        (void)!write(fd, &one, sizeof(one));
 }
 
 /* Signals what is due. */
