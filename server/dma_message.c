@@ -75,27 +75,23 @@ static int receive_reply(struct ob_session *session, const struct ob_wire_hdr *h
         struct ob_msg *msg;
         int rc = ob_channel_recv(dma_channel(session), &msg);
 
+        if (rc < 0)
+            return broken(session, rc);
         if (rc == 0) {
             rc = wait_for_client(session, deadline);
             if (rc < 0)
                 return rc;
-            continue;
-        }
-        if (rc < 0)
-            return broken(session, rc);
-        if (is_reply(msg, hdr)) {
+        } else if (is_reply(msg, hdr)) {
             *out = msg;
             return 0;
-        }
-        if (has_twin(session)) {
+        } else if (has_twin(session)) {
             ob_session_twin_message(session, msg);
         } else if ((msg->hdr.flags & OB_HDR_TYPE_MASK) != OB_HDR_REPLY) {
             ob_session_defer(session, msg);
-            continue;
         } else {
             ob_msg_free(msg); /* of a request that we gave up */
         }
-        if (ob_now_ns() > deadline)
+        if (ob_now_ns() > deadline) /* also of a client that never stops sending */
             return -ETIMEDOUT;
     }
     return -ENOTCONN;

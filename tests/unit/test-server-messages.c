@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define RW   (OB_DMA_READ | OB_DMA_WRITE)
@@ -364,6 +365,32 @@ TEST(flood, "client-that-floods-instead-of-answering-is-dropped")
     wait_left(1);
     CHECK_INT(device.result, -ENOTCONN);
     CHECK(strstr(device.log, "too many requests"));
+    tear_down(&peer);
+}
+
+TEST(endless, "message-without-end-does-not-outlast-the-deadline")
+{
+    static const uint8_t block[65536];
+    struct ob_wire_hdr hdr = { .msg_size = UINT32_MAX,
+                               .cmd = OB_CMD_REGION_WRITE,
+                               .flags = OB_HDR_NO_REPLY };
+    int64_t end = test_now_ms() + 10000;
+    struct peer peer;
+
+    set_up(&peer, NULL, 100);
+    start(&peer, 8);
+    ob_msg_free(expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8));
+    peer_send_raw(&peer, &hdr, sizeof(hdr));
+    for (;;) {
+        struct pollfd p = { .fd = peer.ch.fd, .events = POLLIN | POLLOUT };
+
+        CHECK_INT(poll(&p, 1, 5000), 1);
+        if (p.revents & POLLIN)
+            break;
+        CHECK(test_now_ms() < end);
+        send(peer.ch.fd, block, sizeof(block), MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    CHECK_INT(device.result, -ETIMEDOUT);
     tear_down(&peer);
 }
 
