@@ -34,6 +34,8 @@ struct ob_msg {
 
 /* The fd at index becomes the caller's; -1 when there is none (any more). */
 int ob_msg_claim_fd(struct ob_msg *msg, unsigned index);
+/* Whether it is safe to signal: writing to anything else could block, or do something. */
+bool ob_fd_is_eventfd(int fd);
 /* Frees the message and closes the fds nobody claimed. NULL is allowed. */
 void ob_msg_free(struct ob_msg *msg);
 

@@ -5,7 +5,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -28,6 +30,17 @@ void ob_msg_free(struct ob_msg *msg)
     }
     free(msg->payload);
     free(msg);
+}
+
+bool ob_fd_is_eventfd(int fd)
+{
+    static const char eventfd_link[] = "anon_inode:[eventfd]";
+    char path[32], link[sizeof(eventfd_link)];
+    ssize_t len;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    len = readlink(path, link, sizeof(link));
+    return len == sizeof(eventfd_link) - 1 && memcmp(link, eventfd_link, (size_t)len) == 0;
 }
 
 static int prepare(int fd)

@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Bytes of SPDK's request for a region's description. */
+#define SPDK_REGION_INFO 4064u
+
 typedef int (*handler)(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply);
 
 static void reply_set(struct ob_reply *reply, const void *data, size_t len)
@@ -62,6 +65,17 @@ static int do_device_info(struct ob_session *session, struct ob_msg *msg, struct
     return 0;
 }
 
+/*
+ * How often the region's fd is sent: once. But K-4: SPDK's client, known by its request as long as
+ * its reply buffer (K-3), wants one for each of its up to 8 areas, and else maps standard input.
+ */
+static unsigned fds_of(const struct ob_msg *request, const struct ob_region_layout *layout)
+{
+    bool is_spdk = request->len == SPDK_REGION_INFO && layout->nareas <= 8;
+
+    return is_spdk ? layout->nareas : 1;
+}
+
 /* The fd goes along with the capabilities only: every client takes it there, and some know no
  * other place for it. */
 static int do_region_info(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
@@ -84,12 +98,12 @@ static int do_region_info(struct ob_session *session, struct ob_msg *msg, struct
     ob_writer_init(&w, reply->fixed, sizeof(reply->fixed));
     if (ob_encode_region_layout(&w, request.index, request.argsz, &layout) &&
         (layout.flags & OB_REGION_MMAP))
-        reply->fd = server->regions[request.index].fd;
+        while (reply->nfds < fds_of(msg, &layout))
+            reply->fds[reply->nfds++] = server->regions[request.index].fd;
     reply->len = w.len;
     return w.failed ? -ENOSPC : 0;
 }
 
-/* No region has ioeventfds: an empty list for those that exist. */
 static int do_region_io_fds(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
 {
     const struct ob_server *server = session->server;
@@ -100,9 +114,7 @@ static int do_region_io_fds(struct ob_session *session, struct ob_msg *msg, stru
         return rc;
     if (info.index >= server->num_regions || server->regions[info.index].layout.size == 0)
         return -EINVAL;
-    info.argsz = sizeof(info);
-    info.count = 0;
-    reply_set(reply, &info, sizeof(info));
+    ob_io_describe(session, &info, reply);
     return 0;
 }
 
@@ -273,7 +285,7 @@ void ob_answer(struct ob_session *session, const struct ob_wire_hdr *request, in
                                .flags = OB_HDR_REPLY };
     struct iovec iov[2];
     unsigned niov = 0;
-    bool has_fd = false;
+    unsigned nfds = 0;
 
     if (session->doomed || (request->flags & OB_HDR_NO_REPLY))
         return;
@@ -285,9 +297,9 @@ void ob_answer(struct ob_session *session, const struct ob_wire_hdr *request, in
             iov[niov++] = (struct iovec){ (void *)reply->fixed, reply->len };
         if (reply->data_len)
             iov[niov++] = (struct iovec){ (void *)reply->data, reply->data_len };
-        has_fd = reply->fd >= 0;
+        nfds = reply->nfds;
     }
-    rc = ob_channel_queue(&session->ch, &hdr, iov, niov, has_fd ? &reply->fd : NULL, has_fd);
+    rc = ob_channel_queue(&session->ch, &hdr, iov, niov, nfds ? reply->fds : NULL, nfds);
     if (rc < 0)
         ob_session_broken(session, rc);
 }
@@ -302,7 +314,7 @@ bool ob_dispatch(struct ob_session *session, struct ob_msg *msg)
         return false;
     }
     reply.len = reply.data_len = 0;
-    reply.fd = -1;
+    reply.nfds = 0;
     rc = handle(session, msg, &reply);
     if (rc < 0)
         ob_log(session->server, OB_LOG_DEBUG, "%s refused: %s", ob_strcmd(msg->hdr.cmd),

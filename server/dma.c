@@ -235,7 +235,7 @@ static void answer_unmap(struct ob_session *session)
     struct ob_server *server = session->server;
     const struct ob_wire_dma_unmap *request = &session->unmap.request;
     struct ob_wire_bitmap *bitmap = &session->unmap.bitmap;
-    struct ob_reply reply = { .len = sizeof(*request), .fd = -1 };
+    struct ob_reply reply = { .len = sizeof(*request) };
 
     memcpy(reply.fixed, request, sizeof(*request));
     if (request->flags & OB_DMA_UNMAP_GET_DIRTY) {

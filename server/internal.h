@@ -159,7 +159,8 @@ struct ob_server {
     uint32_t num_regions;
     struct ob_overlay overlays[2];
     unsigned num_overlays;
-    uint8_t *scratch; /* what a REGION_READ is answered with */
+    struct ob_io_table *io; /* NULL: no ioeventfds */
+    uint8_t *scratch;       /* what a REGION_READ is answered with */
     size_t scratch_size;
 
     pthread_mutex_t irq_lock; /* guards what irqs[] holds, but the mask_by and unmask_by */
@@ -231,7 +232,8 @@ struct ob_reply {
     size_t len;
     const void *data; /* after it */
     size_t data_len;
-    int fd; /* borrowed; -1: none */
+    unsigned nfds;
+    int fds[OB_IOEVENTFDS_MAX]; /* borrowed */
 };
 
 #define OB_ANSWER_LATER 1 /* a handler's third result: the answer is sent by somebody else */
@@ -253,6 +255,15 @@ int ob_region_access(struct ob_server *server, uint32_t index, uint64_t offset, 
 /* A part of a region that is served by the library. */
 void ob_region_overlay(struct ob_server *server, const struct ob_overlay *overlay);
 void ob_regions_fini(struct ob_server *server);
+
+/* ---- ioeventfds.c ------------------------------------------------------------------------- */
+
+/* The reply to GET_REGION_IO_FDS; info is the request. */
+void ob_io_describe(struct ob_session *session, struct ob_wire_region_io_fds *info,
+                    struct ob_reply *reply);
+/* The client left: its eventfds go. */
+void ob_io_detach(struct ob_server *server);
+void ob_io_fini(struct ob_server *server);
 
 /* ---- irqs.c ------------------------------------------------------------------------------- */
 

@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -274,18 +273,6 @@ static int add_watch(struct ob_server *server, uint32_t index, uint32_t vector, 
 
 /* ---- SET_IRQS ----------------------------------------------------------------------------- */
 
-/* Writing to anything else could block, or do something. */
-static bool is_eventfd(int fd)
-{
-    static const char eventfd_link[] = "anon_inode:[eventfd]";
-    char path[32], link[sizeof(eventfd_link)];
-    ssize_t len;
-
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    len = readlink(path, link, sizeof(link));
-    return len == sizeof(eventfd_link) - 1 && memcmp(link, eventfd_link, (size_t)len) == 0;
-}
-
 static void disable(struct ob_server *server, struct ob_irq *irq)
 {
     for (uint32_t i = 0; i < irq->count; i++) {
@@ -319,7 +306,7 @@ static int set_eventfds(struct ob_server *server, const struct ob_wire_set_irqs 
     struct ob_irq *irq = &server->irqs[request->index];
 
     for (unsigned i = 0; i < msg->nfds; i++)
-        if (!is_eventfd(msg->fds[i]))
+        if (!ob_fd_is_eventfd(msg->fds[i]))
             return -EINVAL;
     for (uint32_t i = 0; i < request->count; i++) {
         uint32_t vector = request->start + i;

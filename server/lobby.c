@@ -51,7 +51,8 @@ static void lobby_refuse(struct ob_session *session, const struct ob_wire_hdr *r
 }
 
 /* What we say of ourselves: nothing to a client that said nothing, and of what both sides must have
- * only what the client has. reply->fd, the client's end of the twin socket, is the caller's. */
+ * only what the client has. The reply's fd, the client's end of the twin socket, is the caller's.
+ */
 static void offer(struct ob_session *session, struct ob_reply *reply,
                   const struct ob_wire_version *asked, bool with_json)
 {
@@ -68,8 +69,9 @@ static void offer(struct ob_session *session, struct ob_reply *reply,
     ob_caps_offer(&caps);
     caps.write_multiple &= session->caps.write_multiple;
     if (session->caps.twin_socket && session->caps.max_msg_fds > 0)
-        reply->fd = ob_session_add_twin(session);
-    caps.twin_socket = reply->fd >= 0;
+        reply->fds[0] = ob_session_add_twin(session);
+    caps.twin_socket = reply->fds[0] >= 0;
+    reply->nfds = caps.twin_socket;
     caps.twin_fd_index = 0;
     if (session->caps.migration && session->server->migration)
         ob_caps_offer_migration(&caps);
@@ -83,7 +85,7 @@ static void negotiate(struct ob_session *session, const struct ob_msg *msg)
 {
     struct ob_wire_version version;
     const char *why = NULL;
-    struct ob_reply reply = { .fd = -1 };
+    struct ob_reply reply = { .fds = { -1 } };
     struct ob_caps caps;
 
     memcpy(&version, msg->payload, sizeof(version)); /* the table's minimum is this long */
@@ -101,8 +103,8 @@ static void negotiate(struct ob_session *session, const struct ob_msg *msg)
     session->ch.payload_max = OB_PAYLOAD_MAX;
     offer(session, &reply, &version, msg->len > sizeof(version));
     ob_answer(session, &msg->hdr, 0, &reply);
-    if (reply.fd >= 0)
-        close(reply.fd);
+    if (reply.nfds)
+        close(reply.fds[0]);
     ob_session_attach(session);
 }
 

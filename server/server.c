@@ -179,6 +179,7 @@ void ob_server_free(struct ob_server *server)
     ob_dma_fini(server);
     ob_migration_fini(server);
     ob_irqs_fini(server);
+    ob_io_fini(server);
     ob_regions_fini(server);
     ob_pci_fini(server);
     while (server->watches) {

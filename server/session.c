@@ -264,6 +264,7 @@ void ob_session_end(struct ob_session *session)
     ob_dma_detach(server);
     ob_dirty_stop(&server->dirty);
     ob_irqs_detach(server);
+    ob_io_detach(server);
     server->session = NULL;
     ob_migration_detach(server);
     ob_session_free(session);

@@ -129,6 +129,24 @@ int ob_region_map(const struct ob_region_info *info, uint32_t area, void **out, 
  * mapping ends this process with SIGBUS. Seals the file against that where it can be sealed.
  * Since 0.1. */
 bool ob_region_can_shrink(const struct ob_region_info *info);
+/* Eventfds that the server wants signalled in place of writes to a region. */
+struct ob_region_io_fds {
+    uint32_t count;
+    struct {
+        struct ob_ioeventfd match;
+        int fd; /* one of fds */
+    } entries[OB_IOEVENTFDS_MAX];
+    uint32_t nfds;
+    int fds[OB_IOEVENTFDS_MAX]; /* -1: not usable. Owned by the caller: ob_region_io_fds_fini() */
+};
+
+/*
+ * Only what KVM would take is returned: valid entries that do not clash, with real eventfds. The
+ * caller checks them against the region's size. A message does the same in place of any of them.
+ * -EOPNOTSUPP: the server takes one fd at most, and so is not asked; a refusal means none, too.
+ */
+int ob_client_region_io_fds(struct ob_client *client, uint32_t index, struct ob_region_io_fds *out);
+void ob_region_io_fds_fini(struct ob_region_io_fds *list);
 int ob_client_irq_info(struct ob_client *client, uint32_t index, struct ob_irq_info *out);
 /* DEVICE_RESET. */
 int ob_client_reset(struct ob_client *client);

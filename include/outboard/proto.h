@@ -499,6 +499,22 @@ uint64_t ob_bitmap_size(uint64_t length, uint64_t page_size);
 int ob_decode_mig_data(const void *payload, size_t len, bool has_data, uint32_t max_size,
                        struct ob_wire_mig_data *out, const void **data);
 
+#define OB_IOEVENTFD_DATAMATCH 0x1u /* only writes of the value datamatch */
+#define OB_IOEVENTFD_PIO       0x2u /* in I/O space */
+
+/* Writes that are signalled by an eventfd instead of a message. */
+struct ob_ioeventfd {
+    uint64_t offset; /* in the region */
+    uint64_t size;   /* of the write: 1, 2, 4 or 8; 0: any */
+    uint64_t datamatch;
+    uint32_t flags; /* OB_IOEVENTFD_* */
+};
+
+/* Whether it is in the region and makes sense. Since 0.1. */
+bool ob_ioeventfd_valid(const struct ob_ioeventfd *e, uint64_t region_size);
+/* Whether a write could match both, at the same offset: KVM then takes only one. Since 0.1. */
+bool ob_ioeventfds_clash(const struct ob_ioeventfd *a, const struct ob_ioeventfd *b);
+
 /* One mappable part of a region. */
 struct ob_sparse_area {
     uint64_t offset; /* in the region */

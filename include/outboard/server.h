@@ -113,6 +113,16 @@ int ob_server_set_region(struct ob_server *server, uint32_t index, const struct 
 /* An IRQ index with its number of vectors. flags: OB_IRQ_*. */
 int ob_server_set_irq(struct ob_server *server, uint32_t index, uint32_t count, uint32_t flags);
 
+/*
+ * Offers the client an eventfd in place of these writes; ready is called after one or more of
+ * them. It is an offer: the same writes may also come as messages. What was added with the same
+ * ready and opaque shares an eventfd, whose fd the client has to have room for. The region was
+ * set before. -EEXIST: clashes with another one; -ENOSPC: more than OB_IOEVENTFDS_MAX in all.
+ */
+int ob_server_add_ioeventfd(struct ob_server *server, uint32_t region,
+                            const struct ob_ioeventfd *match, void (*ready)(void *opaque),
+                            void *opaque);
+
 /* ---- Interrupts --------------------------------------------------------------------------- */
 
 /* Signals a vector once; remembered while it is masked. 0; -ENOENT when the client has set no
