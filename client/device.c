@@ -47,11 +47,31 @@ int ob_client_irq_info(struct ob_client *client, uint32_t index, struct ob_irq_i
     return 0;
 }
 
-int ob_client_reset(struct ob_client *client)
+static int reset(struct ob_client *c)
 {
     const struct ob_body body = { 0 };
 
-    return ob_request_call(client, OB_CMD_DEVICE_RESET, &body, 0, 0, NULL);
+    return ob_request_call(c, OB_CMD_DEVICE_RESET, &body, 0, 0, NULL);
+}
+
+/* libvfio-user refuses a reset of a device that was stopped to migrate, and leaves the migration
+ * state of others as it is (L-13): it is put to RUNNING by hand. */
+int ob_client_reset(struct ob_client *client)
+{
+    enum ob_mig_state state;
+    int rc = reset(client), rc2;
+
+    if (!client->caps.migration || (rc < 0 && ob_err_class(rc) != OB_ERR_PEER))
+        return rc;
+    rc2 = ob_client_mig_state_get(client, &state);
+    if (rc2 < 0)
+        return ob_err_class(rc2) == OB_ERR_PEER ? rc : rc2;
+    if (state == OB_MIG_STATE_RUNNING)
+        return rc;
+    rc2 = ob_client_mig_state_set(client, OB_MIG_STATE_RUNNING);
+    if (rc2 < 0)
+        return rc < 0 ? rc : rc2;
+    return rc < 0 ? reset(client) : 0;
 }
 
 /* ---- Regions ------------------------------------------------------------------------------ */

@@ -22,8 +22,7 @@ static int check_change(const struct ob_client *c, const struct ob_dma_change *c
     return change->fd >= 0 && c->caps.max_msg_fds == 0 ? -EOPNOTSUPP : 0;
 }
 
-/* Takes one of the mappings that the server allows, or gives it back. */
-static bool reserve_map(struct ob_client *c, bool take)
+bool ob_client_reserve_map(struct ob_client *c, bool take)
 {
     bool ok = true;
 
@@ -51,11 +50,11 @@ static int start_map(struct ob_client *c, struct ob_request *req,
         body.fds = &change->fd;
         body.nfds = 1;
     }
-    if (!reserve_map(c, true))
+    if (!ob_client_reserve_map(c, true))
         return -ENOSPC;
     rc = ob_request_start(c, req, OB_CMD_DMA_MAP, &body);
     if (rc < 0)
-        reserve_map(c, false);
+        ob_client_reserve_map(c, false);
     return rc;
 }
 
@@ -90,7 +89,7 @@ static int finish_change(struct ob_client *c, struct ob_request *req,
         ob_msg_free(reply);
     /* After a timeout the mapping may or may not be there: it keeps its place. */
     if (change->unmap ? rc == 0 : ob_err_class(rc) == OB_ERR_PEER)
-        reserve_map(c, false);
+        ob_client_reserve_map(c, false);
     return rc;
 }
 

@@ -108,7 +108,8 @@ struct ob_client {
     struct ob_late late[OB_CLIENT_LATE_MAX];
     struct ob_waiter *sleepers; /* oldest first */
     uint32_t dma_maps;
-    uint32_t nbatch; /* posted writes behind what the channel has queued */
+    uint64_t log_page_size; /* that dirty memory is logged in; 0: it is not logged */
+    uint32_t nbatch;        /* posted writes behind what the channel has queued */
     struct ob_wire_write_multi_entry batch[OB_CLIENT_BATCH_MAX];
 };
 
@@ -184,6 +185,11 @@ void ob_client_rearm_locked(struct ob_client *c);
 int ob_client_flush_locked(struct ob_client *c);
 /* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */
 void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s);
+
+/* ---- dma.c -------------------------------------------------------------------------------- */
+
+/* Takes one of the mappings that the server allows, or gives it back. */
+bool ob_client_reserve_map(struct ob_client *c, bool take);
 
 /* ---- inbound.c ---------------------------------------------------------------------------- */
 

@@ -190,6 +190,43 @@ int ob_client_dma_map(struct ob_client *client, uint64_t address, uint64_t size,
                       int fd, uint64_t offset);
 int ob_client_dma_unmap(struct ob_client *client, uint64_t address, uint64_t size);
 
+/* ---- Migration ---------------------------------------------------------------------------- */
+
+/* Whether the server has the feature with these methods (OB_FEATURE_GET | OB_FEATURE_SET). 0, or
+ * an error of class OB_ERR_PEER: it has not. */
+int ob_client_feature_probe(struct ob_client *client, enum ob_feature feature, uint32_t methods);
+/* What the device can do: OB_MIG_*. An error of class OB_ERR_PEER: it cannot migrate. */
+int ob_client_migration_info(struct ob_client *client, uint64_t *flags);
+int ob_client_mig_state_get(struct ob_client *client, enum ob_mig_state *out);
+/* Returns when the device is in that state. After a refusal it may be in another one than before:
+ * ask. In STOP and STOP_COPY libvfio-user's server refuses nearly everything else. */
+int ob_client_mig_state_set(struct ob_client *client, enum ob_mig_state state);
+/* In PRE_COPY and STOP_COPY: the next bytes of the device's state. Returns how many; fewer than
+ * asked is the end of what there is in this state. */
+int64_t ob_client_mig_read(struct ob_client *client, void *data, uint32_t count);
+/* In RESUMING. After a failure some of it may have been taken. */
+int ob_client_mig_write(struct ob_client *client, const void *data, uint32_t count);
+
+/*
+ * Logs the memory that the device writes, in these ranges at least (none: everywhere). page_size: a
+ * power of two, best the one that reports will be asked in.
+ */
+int ob_client_dirty_start(struct ob_client *client, uint64_t page_size,
+                          const struct ob_dma_range *ranges, uint32_t count);
+int ob_client_dirty_stop(struct ob_client *client);
+/*
+ * Which pages of [address, address + length) were written since logging began or since the last
+ * report of them. bitmap has ob_bitmap_size() bytes; bit n is the page at address + n * page_size.
+ * After a failure all of it counts as written. Ask for each mapping by itself: libvfio-user's
+ * server reports no other range (-EOPNOTSUPP, or that errno from the server).
+ */
+int ob_client_dirty_report(struct ob_client *client, uint64_t address, uint64_t length,
+                           uint64_t page_size, uint64_t *bitmap);
+/* ob_client_dma_unmap() of one mapping, with the last report of it. -EMSGSIZE: its bitmap does not
+ * fit in a message. */
+int ob_client_dma_unmap_dirty(struct ob_client *client, uint64_t address, uint64_t size,
+                              uint64_t page_size, uint64_t *bitmap);
+
 /* ---- Interrupts --------------------------------------------------------------------------- */
 
 /*
