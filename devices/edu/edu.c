@@ -18,6 +18,7 @@
  * waits for its write to be acknowledged. Everything runs in the server's thread.
  */
 #include "devices/device.h"
+#include "devices/state.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -53,6 +54,9 @@ struct edu {
     uint32_t liveness, factorial, status, irq_status;
     uint64_t dma[4]; /* source, destination, count, command */
     uint8_t buffer[BUFFER_BYTES];
+    bool stopped;                     /* migration: nothing happens by itself */
+    bool loaded;                      /* ... and the state is another card's */
+    struct ob_state_buffer migration; /* what is read or written of it */
 };
 enum { DMA_SOURCE, DMA_DESTINATION, DMA_COUNT, DMA_COMMAND };
 
@@ -131,6 +135,8 @@ static void start_work(struct edu *edu)
 {
     struct itimerspec spec;
 
+    if (edu->stopped)
+        return; /* resume() does it */
     timerfd_gettime(edu->timer_fd, &spec);
     if (spec.it_value.tv_sec || spec.it_value.tv_nsec)
         return;
@@ -222,17 +228,122 @@ static int access_bar(void *opaque, uint64_t offset, void *data, uint32_t count,
     return 0;
 }
 
-static int reset(void *opaque)
+static void stop_timer(struct edu *edu)
 {
-    struct edu *edu = opaque;
     const struct itimerspec disarm = { 0 };
 
     timerfd_settime(edu->timer_fd, 0, &disarm, NULL);
+}
+
+static int reset(void *opaque)
+{
+    struct edu *edu = opaque;
+
+    stop_timer(edu);
+    edu->stopped = edu->loaded = false;
+    ob_state_clear(&edu->migration);
     edu->liveness = edu->factorial = edu->status = 0;
     acknowledge_irq(edu, UINT32_MAX);
     memset(edu->dma, 0, sizeof(edu->dma));
     memset(edu->buffer, 0, sizeof(edu->buffer));
     return 0;
+}
+
+/* ---- Migration ---------------------------------------------------------------------------- */
+
+/* Work that has been started and is not done is in the registers, and is done after the move. */
+struct edu_state {
+    uint32_t version;
+    uint32_t liveness, factorial, status, irq_status, zero;
+    uint64_t dma_mask;
+    uint64_t dma[4];
+    uint8_t buffer[BUFFER_BYTES];
+};
+#define STATE_VERSION 1u
+
+static int save(struct edu *edu)
+{
+    struct edu_state state = { .version = STATE_VERSION,
+                               .liveness = edu->liveness,
+                               .factorial = edu->factorial,
+                               .status = edu->status,
+                               .irq_status = edu->irq_status,
+                               .dma_mask = edu->dma_mask };
+
+    memcpy(state.dma, edu->dma, sizeof(state.dma));
+    memcpy(state.buffer, edu->buffer, sizeof(state.buffer));
+    ob_state_clear(&edu->migration);
+    ob_state_put(&edu->migration, &state, sizeof(state));
+    return edu->migration.failed ? -ENOMEM : 0;
+}
+
+/* The mask is how the card was built: it must be the same. */
+static int load(struct edu *edu)
+{
+    struct edu_state state;
+
+    ob_state_take(&edu->migration, &state, sizeof(state));
+    if (!ob_state_finished(&edu->migration) || state.version != STATE_VERSION || state.zero ||
+        state.dma_mask != edu->dma_mask ||
+        (state.status & ~(STATUS_COMPUTING | STATUS_IRQ_WHEN_DONE)))
+        return -EINVAL;
+    edu->liveness = state.liveness;
+    edu->factorial = state.factorial;
+    edu->status = state.status;
+    edu->irq_status = state.irq_status;
+    memcpy(edu->dma, state.dma, sizeof(edu->dma));
+    memcpy(edu->buffer, state.buffer, sizeof(edu->buffer));
+    edu->loaded = true;
+    return 0;
+}
+
+/* A driver that waits for an interrupt that came just before the move gets it once more. */
+static void resume(struct edu *edu)
+{
+    edu->stopped = false;
+    if (edu->loaded) {
+        raise_irq(edu, 0);
+        acknowledge_irq(edu, 0); /* the line was this card's */
+    }
+    edu->loaded = false;
+    if ((edu->status & STATUS_COMPUTING) || (edu->dma[DMA_COMMAND] & DMA_START))
+        start_work(edu);
+}
+
+static int transition(void *opaque, enum ob_mig_state from, enum ob_mig_state to)
+{
+    struct edu *edu = opaque;
+    int rc = 0;
+
+    if (from == OB_MIG_STATE_RESUMING && edu->migration.len)
+        rc = load(edu);
+    else if (to == OB_MIG_STATE_STOP_COPY)
+        rc = save(edu);
+    if (rc < 0)
+        return rc;
+    if (to == OB_MIG_STATE_STOP || to == OB_MIG_STATE_STOP_COPY) {
+        stop_timer(edu);
+        edu->stopped = true;
+    } else if (edu->stopped && to == OB_MIG_STATE_RUNNING) {
+        resume(edu);
+    }
+    if (to != OB_MIG_STATE_STOP_COPY)
+        ob_state_clear(&edu->migration);
+    return 0;
+}
+
+static int64_t read_state(void *opaque, void *data, uint32_t count)
+{
+    struct edu *edu = opaque;
+
+    return ob_state_read(&edu->migration, data, count);
+}
+
+static int write_state(void *opaque, const void *data, uint32_t count)
+{
+    struct edu *edu = opaque;
+
+    return ob_state_write(&edu->migration, data, count, sizeof(struct edu_state));
 }
 
 static int build(struct edu *edu, ob_log_fn log)
@@ -246,6 +357,10 @@ static int build(struct edu *edu, ob_log_fn log)
                                    .access = access_bar,
                                    .opaque = edu,
                                    .fd = -1 };
+    const struct ob_migration_ops migration = { .size = sizeof(migration),
+                                                .transition = transition,
+                                                .read = read_state,
+                                                .write = write_state };
     int rc;
 
     edu->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
@@ -257,7 +372,8 @@ static int build(struct edu *edu, ob_log_fn log)
     if ((rc = ob_pci_init(edu->server, &id, false, true)) < 0 ||
         (rc = ob_pci_add_bar(edu->server, 0, BAR_BYTES, 0)) < 0 ||
         (rc = ob_pci_add_msi(edu->server, 1)) < 0 ||
-        (rc = ob_server_set_region(edu->server, 0, &bar)) < 0)
+        (rc = ob_server_set_region(edu->server, 0, &bar)) < 0 ||
+        (rc = ob_server_set_migration(edu->server, &migration)) < 0)
         return rc;
     return ob_server_watch(edu->server, edu->timer_fd, EPOLLIN, work_done, edu);
 }
@@ -269,6 +385,7 @@ static int destroy(void *opaque)
     if (edu->server)
         ob_server_watch(edu->server, edu->timer_fd, 0, NULL, NULL);
     ob_server_free(edu->server);
+    ob_state_clear(&edu->migration);
     if (edu->timer_fd >= 0)
         close(edu->timer_fd);
     free(edu);
