@@ -73,6 +73,17 @@ void test_close(struct test *t, int fd)
         }
 }
 
+void test_close_all(struct test *t)
+{
+    while (t->in.nfds)
+        close(t->in.fds[--t->in.nfds]);
+    while (t->nfds)
+        close(t->fds[--t->nfds]);
+    for (unsigned i = 0; i < t->nlinks; i++)
+        if (t->links[i] >= 0)
+            close(t->links[i]);
+}
+
 int test_eventfd(struct test *t)
 {
     return test_keep(t, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));

@@ -61,6 +61,7 @@ struct test {
     const struct entry *entry;
     const struct device *dev;
     const char *path;
+    const char *peer;    /* "the server": who is tested */
     uint64_t random;     /* state of test_random() */
     int64_t deadline_ns; /* of the case */
 
@@ -111,6 +112,8 @@ void test_deviates(struct test *t, const char *fmt, ...) __attribute__((format(p
 int test_keep(struct test *t, int fd); /* closed after the case; fails it when fd is negative */
 /* Closes it now. */
 void test_close(struct test *t, int fd);
+/* Everything that the case opened. */
+void test_close_all(struct test *t);
 int test_eventfd(struct test *t);
 int test_memfd(struct test *t, size_t size);
 /* Times it was signalled since; the counter is then zero. */

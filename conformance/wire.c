@@ -117,7 +117,7 @@ void test_put(struct test *t, const void *bytes, size_t len, const int *fds, uns
             return;
         MUST(t, n >= 0 || errno == EAGAIN || errno == EINTR, "cannot send: %s", strerror(errno));
         if (n < 0) {
-            MUST(t, wait_for(t, fd, POLLOUT), "the server does not read what it is sent");
+            MUST(t, wait_for(t, fd, POLLOUT), "%s does not read what it is sent", t->peer);
             continue;
         }
         iov.iov_base = (char *)iov.iov_base + n;
@@ -169,11 +169,11 @@ static size_t receive(struct test *t, uint8_t *to, size_t len)
         } else if (n == 0 || errno == ECONNRESET) {
             break;
         } else if (errno == EAGAIN) {
-            MUST(t, wait_for(t, fd, POLLIN), "the server says nothing (any more)");
+            MUST(t, wait_for(t, fd, POLLIN), "%s says nothing (any more)", t->peer);
         } else {
             MUST(t, errno == EINTR, "cannot receive: %s", strerror(errno));
         }
-        MUST(t, t->deadline_ns > test_now_ns(), "the server goes on and on");
+        MUST(t, t->deadline_ns > test_now_ns(), "%s goes on and on", t->peer);
     }
     return got;
 }
@@ -189,7 +189,7 @@ bool test_get(struct test *t)
     in->len = 0;
     got = receive(t, whole, sizeof(in->hdr));
     if (got == 0) {
-        test_trace(t, TRACE_EVENT, "closed by the server", 20, 0);
+        test_trace(t, TRACE_EVENT, "closed by the other side", 24, 0);
         return false;
     }
     t->heard = true;
@@ -213,7 +213,7 @@ void test_await_hang_up(struct test *t, int fd, const char *what)
     struct pollfd p = { .fd = fd };
 
     do
-        MUST(t, wait_for(t, fd, 0), "the server keeps %s", what);
+        MUST(t, wait_for(t, fd, 0), "%s keeps %s", t->peer, what);
     while (poll(&p, 1, 0) == 0 || !(p.revents & (POLLHUP | POLLERR)));
 }
 
