@@ -2,9 +2,11 @@
 /*
  * IMAGE on the command line becomes a struct blk: opened, locked, measured.
  *
- * The lock is one of the open file description over the whole file, shared by read-only servers;
- * QEMU's own image locks conflict with it in the way one would wish. A block device is also opened
- * with O_EXCL, which refuses one that is mounted.
+ * The lock is one of the open file description. A server that writes has the whole file for itself.
+ * Readers share it: with each other, and with a QEMU that only reads, so they take part in QEMU's
+ * own scheme, in which byte 100 + N of the file is locked by who has permission N, and 200 + N by
+ * who lets nobody else have it. A block device is also opened with O_EXCL, which refuses one that
+ * is mounted.
  */
 #include "blk.h"
 
@@ -107,17 +109,51 @@ static int open_file(const char *image, bool read_only, struct stat *st, char *e
     return fail(errbuf, size, -EINVAL, "%s is neither a file nor a block device", image);
 }
 
+enum { PERM_READ = 100, PERM_WRITE = 101, PERM_RESIZE = 103, ALONE = 100 }; /* as QEMU has it */
+
+static int lock_range(int fd, short type, off_t start, off_t len)
+{
+    struct flock lock = { .l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len };
+
+    return fcntl(fd, F_OFD_SETLK, &lock) == 0 ? 0 : -errno;
+}
+
+/* -EAGAIN when anybody else has this byte. */
+static int check_free(int fd, off_t byte)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
+
+    if (fcntl(fd, F_OFD_GETLK, &lock) < 0)
+        return -errno;
+    return lock.l_type == F_UNLCK ? 0 : -EAGAIN;
+}
+
+/* First the locks, then the look at others': of two who come at once, one gives way. */
+static int lock_shared(int fd)
+{
+    static const off_t bytes[] = { 0, PERM_READ, ALONE + PERM_WRITE, ALONE + PERM_RESIZE };
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < sizeof(bytes) / sizeof(bytes[0]); i++)
+        rc = lock_range(fd, F_RDLCK, bytes[i], 1);
+    if (rc == 0)
+        rc = check_free(fd, PERM_WRITE);
+    if (rc == 0)
+        rc = check_free(fd, PERM_RESIZE);
+    return rc == 0 ? check_free(fd, ALONE + PERM_READ) : rc;
+}
+
 static int lock_file(int fd, const char *image, bool read_only, char *errbuf, size_t size)
 {
-    struct flock lock = { .l_type = read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+    int rc = read_only ? lock_shared(fd) : lock_range(fd, F_WRLCK, 0, 0);
 
-    if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+    if (rc == 0)
         return 0;
-    if (errno == EAGAIN || errno == EACCES)
+    if (rc == -EAGAIN || rc == -EACCES)
         return fail(errbuf, size, -EBUSY,
                     "%s is in use by another process (end that server or virtual machine first%s)",
                     image, read_only ? "" : "; several can share it only with --read-only");
-    return fail(errbuf, size, -errno, "cannot lock %s: %s", image, strerror(errno));
+    return fail(errbuf, size, rc, "cannot lock %s: %s", image, strerror(-rc));
 }
 
 /* Whether holes can be punched, found out where there is nothing to lose: past the end. */

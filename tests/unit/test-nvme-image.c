@@ -368,6 +368,53 @@ TEST(lock, "an-image-in-use-is-refused")
     CHECK_INT(host_end(&h), 0);
 }
 
+/* A QEMU that uses the image: it locks bytes of it (without waiting). */
+static int lock_like_qemu(const char *image, bool writes)
+{
+    static const off_t reader[] = { 100, 201, 203 }, writer[] = { 100, 101, 103, 201 };
+    int fd = open(image, O_RDWR | O_CLOEXEC);
+
+    CHECK(fd >= 0);
+    for (unsigned i = 0; i < (writes ? 4 : 3); i++) {
+        struct flock lock = { .l_type = F_RDLCK,
+                              .l_whence = SEEK_SET,
+                              .l_start = writes ? writer[i] : reader[i],
+                              .l_len = 1 };
+        CHECK_INT(fcntl(fd, F_OFD_SETLK, &lock), 0);
+    }
+    return fd;
+}
+
+/* Whether a QEMU that writes would find a reader that wants no writer. */
+static bool keeps_writers_away(const char *image)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1 };
+    int fd = open(image, O_RDWR | O_CLOEXEC);
+
+    CHECK(fd >= 0);
+    CHECK_INT(fcntl(fd, F_OFD_GETLK, &lock), 0);
+    close(fd);
+    return lock.l_type != F_UNLCK;
+}
+
+TEST(lock_qemu, "an-image-is-shared-with-a-qemu-only-when-both-read")
+{
+    struct nvme_host h = { 0 };
+    const char *image = host_image("disk.img", DISK, 0);
+    char why[256];
+
+    for (int writes = 0; writes < 2; writes++) {
+        int fd = lock_like_qemu(image, writes);
+        CHECK_INT(host_try(why, sizeof(why), image, NULL), 1);
+        CHECK_INT(host_try(why, sizeof(why), "--read-only", image, NULL), writes);
+        close(fd);
+    }
+    CHECK(!keeps_writers_away(image));
+    host_serve(&h, "--read-only", image, NULL);
+    CHECK(keeps_writers_away(image));
+    CHECK_INT(host_end(&h), 0);
+}
+
 /* ---- The command line ---------------------------------------------------------------------- */
 
 static void expect_refusal(int rc, const char *arg, const char *image, const char *words)
