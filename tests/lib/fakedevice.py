@@ -247,6 +247,17 @@ class FakeDevice:
                 return error if flags & 0x20 else body
             self._serve(msg_id, got, flags, error, body, fds)
 
+    def flood(self, stop):
+        """Many small DMA_READs at a time, again and again, until the event stop. Returns how many were answered."""
+        request = HEADER.pack(0x4242, DMA_READ, HEADER.size + 16, 0, 0) + struct.pack("<QQ", 0x200000, 512)
+        answered = 0
+        while not stop.is_set():
+            self.connection.sendall(request * 64)
+            for _ in range(64):
+                self._message()
+                answered += 1
+        return answered
+
     def dma_read(self, address, count):
         """The data, or an errno."""
         body = self.ask_client(DMA_READ, struct.pack("<QQ", address, count))

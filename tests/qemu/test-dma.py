@@ -5,10 +5,12 @@ import errno
 import os
 import pathlib
 import sys
+import threading
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main
-from fakedevice import DMA_MAP, REGION_READ, FakeDevice, Refuse, config_space
+from fakedevice import DMA_MAP, REGION_READ, REGION_WRITE, FakeDevice, Refuse, config_space
 from qtest import IO, MEMORY, Qemu, QmpError, Serve, device, shared_ram, wait_for
 
 CARD_BUFFER = 0x40000
@@ -139,6 +141,37 @@ def _(tmp):
         pci.assign()
         pci.bar_read(0, 0, 4)
         assert isinstance(results[0], int) and results[1] == bytes(4), results
+
+
+@case("flood-of-dma-starves-neither-the-monitor-nor-other-devices")
+def _(tmp):
+    stop, started, answered = threading.Event(), threading.Event(), []
+
+    def handler(device, payload):
+        if payload[8] == 0:
+            started.set()
+            answered.append(device.flood(stop))
+        return device.cmd_10(payload, [])
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake, FakeDevice(tmp / "other", bars={0: 4096}) as other, \
+            Qemu(tmp, *device(tmp / "s"), "-device", f"vfio-user-pci,addr=5,socket={tmp}/other") as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+        quiet = vm.pci(5)
+        quiet.assign(0)
+        fake.on[REGION_WRITE] = handler
+        other.memory[0][0] = 0x5A
+        pci.bar_write(0, 0, 4, 1)  # posted: nobody waits while the server does what it likes
+        assert started.wait(30)
+        slowest = 0
+        for _ in range(50):
+            start = time.monotonic()
+            vm.qmp("query-status")
+            assert quiet.bar_read(0, 0, 1) == 0x5A
+            slowest = max(slowest, time.monotonic() - start)
+        stop.set()
+        wait_for(lambda: answered, "the end of the flood")
+        assert vm.get("dev", "connected") and answered[0] > 64, answered
+        assert slowest < 2, slowest
 
 
 DIMM = ["-m", "64,slots=2,maxmem=1G"]
