@@ -111,6 +111,11 @@ uint32_t ob_client_xfer_max(const struct ob_client *c)
                                                          : OB_DATA_XFER_MAX;
 }
 
+uint64_t ob_client_page_size(const struct ob_client *c)
+{
+    return c->caps.pgsizes & -c->caps.pgsizes;
+}
+
 void ob_client_free(struct ob_client *c)
 {
     if (!c)

@@ -19,6 +19,8 @@ static int check_change(const struct ob_client *c, const struct ob_dma_change *c
         return 0;
     if (change->flags & ~MAP_FLAGS)
         return -EINVAL;
+    if ((change->address | change->size) & (ob_client_page_size(c) - 1))
+        return -EINVAL;
     return change->fd >= 0 && c->caps.max_msg_fds == 0 ? -EOPNOTSUPP : 0;
 }
 

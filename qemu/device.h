@@ -73,9 +73,10 @@ typedef struct ObDma {
     MemoryListener listener;
     bool listening;
     bool discard_disabled;
-    GArray *changes;   /* struct ob_dma_change */
-    Error *error;      /* the first failure while realizing */
-    int writes_queued; /* of the server to MMIO, on their way to the main loop */
+    uint64_t page_size; /* the server's */
+    GArray *changes;    /* struct ob_dma_change */
+    Error *error;       /* the first failure while realizing */
+    int writes_queued;  /* of the server to MMIO, on their way to the main loop */
 } ObDma;
 
 /* The connection; see link.c. */

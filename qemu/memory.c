@@ -11,18 +11,18 @@
  */
 #include "device.h"
 
-#define PAGE 4096
-
 static bool section_shared(MemoryRegion *mr)
 {
     return qemu_ram_is_shared(mr->ram_block) && memory_region_get_fd(mr) >= 0;
 }
 
-/* The part of a section that the server gets, in whole pages. */
-static bool section_change(const MemoryRegionSection *section, struct ob_dma_change *out)
+/* The part of a section that the server gets, in whole pages of it. */
+static bool section_change(const ObPci *d, const MemoryRegionSection *section,
+                           struct ob_dma_change *out)
 {
     MemoryRegion *mr = section->mr;
-    uint64_t start = section->offset_within_address_space, aligned = ROUND_UP(start, PAGE);
+    uint64_t start = section->offset_within_address_space;
+    uint64_t aligned = ROUND_UP(start, d->dma.page_size);
     uint64_t size, skip = aligned - start;
 
     if (!memory_region_is_ram(mr) || memory_region_is_ram_device(mr) ||
@@ -30,7 +30,7 @@ static bool section_change(const MemoryRegionSection *section, struct ob_dma_cha
         int128_getlo(section->size) < skip) {
         return false;
     }
-    size = QEMU_ALIGN_DOWN(int128_getlo(section->size) - skip, PAGE);
+    size = QEMU_ALIGN_DOWN(int128_getlo(section->size) - skip, d->dma.page_size);
     if (!size) {
         return false;
     }
@@ -70,7 +70,7 @@ static void region_add_cb(MemoryListener *listener, MemoryRegionSection *section
         obq_link_complain(d, "a vIOMMU appeared on the device's bus, which is not supported");
         return;
     }
-    if (section_change(section, &change)) {
+    if (section_change(d, section, &change)) {
         warn_private(d, section->mr);
         g_array_append_val(d->dma.changes, change);
     }
@@ -81,7 +81,7 @@ static void region_del_cb(MemoryListener *listener, MemoryRegionSection *section
     ObPci *d = container_of(listener, ObPci, dma.listener);
     struct ob_dma_change change;
 
-    if (section_change(section, &change)) {
+    if (section_change(d, section, &change)) {
         change.unmap = true;
         change.flags = 0;
         change.fd = -1;
@@ -148,6 +148,7 @@ bool obq_memory_init(ObPci *d, Error **errp)
         return false;
     }
     d->dma.discard_disabled = true;
+    d->dma.page_size = ob_client_page_size(d->link.client);
     d->dma.changes = g_array_new(false, false, sizeof(struct ob_dma_change));
     d->dma.listener = (MemoryListener){
         .name = TYPE_OB_PCI,

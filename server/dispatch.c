@@ -158,13 +158,21 @@ uint8_t *ob_scratch(struct ob_server *server, size_t count)
     return count ? memset(server->scratch, 0, count) : server->scratch;
 }
 
+/* Most bytes of data that the client takes, and we send. */
+static uint32_t xfer_max(const struct ob_session *session)
+{
+    uint32_t max = session->caps.max_data_xfer_size;
+
+    return max < OB_DATA_XFER_MAX ? max : OB_DATA_XFER_MAX;
+}
+
 static int do_region_read(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
 {
     struct ob_server *server = session->server;
     struct ob_wire_region_access request;
     uint8_t *data;
     int rc =
-        ob_decode_region_access(msg->payload, msg->len, false, OB_DATA_XFER_MAX, &request, NULL);
+        ob_decode_region_access(msg->payload, msg->len, false, xfer_max(session), &request, NULL);
 
     if (rc < 0)
         return rc;

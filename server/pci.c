@@ -127,6 +127,8 @@ int ob_pci_init(struct ob_server *server, const struct ob_pci_id *id, bool expre
     if (rc == 0 && intx)
         rc = ob_server_set_irq(server, OB_PCI_IRQ_INTX, 1,
                                OB_IRQ_EVENTFD | OB_IRQ_MASKABLE | OB_IRQ_AUTOMASKED);
+    for (uint32_t i = OB_PCI_IRQ_ERR; rc == 0 && i <= OB_PCI_IRQ_REQ; i++)
+        rc = ob_server_set_irq(server, i, 1, OB_IRQ_EVENTFD | OB_IRQ_NORESIZE);
     if (rc < 0)
         return rc;
     pci->present = true;

@@ -87,6 +87,8 @@ bool ob_client_connected(const struct ob_client *client);
 const char *ob_client_error(const struct ob_client *client);
 /* What the server said in negotiation. */
 const struct ob_caps *ob_client_caps(const struct ob_client *client);
+/* The smallest page size that the server maps memory by; a power of two, from 4096. */
+uint64_t ob_client_page_size(const struct ob_client *client);
 
 /* Readable when ob_client_step() has something to do. Stays quiet while some caller waits and so
  * receives by itself. Never read from or written to by the embedder; owned by the client. */
@@ -183,7 +185,8 @@ struct ob_dma_change {
  * Applies the changes in order, pipelined, and waits for all replies. Every change gets its
  * result; returns the first failure, or 0. A change that failed does not stop the later ones,
  * except that after a timeout nothing more is sent (-ETIMEDOUT for the rest). -ENOSPC: more
- * mappings than the server keeps; -EOPNOTSUPP: the server takes no fds.
+ * mappings than the server keeps; -EINVAL: a mapping is not of whole pages of
+ * ob_client_page_size(); -EOPNOTSUPP: the server takes no fds.
  */
 int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes, size_t count);
 int ob_client_dma_map(struct ob_client *client, uint64_t address, uint64_t size, uint32_t flags,

@@ -20,8 +20,12 @@ struct ob_pci_id {
     uint8_t revision;
 };
 
-/* Gives the device a config space (region 7): 4096 bytes when express, else 256. intx: it has an
- * INTA# pin. Since 0.1. */
+/*
+ * Gives the device a config space (region 7): 4096 bytes when express, else 256. intx: it has an
+ * INTA# pin. It also gets the interrupts by which a device speaks of itself, to be signalled with
+ * ob_server_irq_trigger(): OB_PCI_IRQ_ERR, it has failed, and OB_PCI_IRQ_REQ, it wants to be
+ * unplugged. Since 0.1.
+ */
 int ob_pci_init(struct ob_server *server, const struct ob_pci_id *id, bool express, bool intx);
 
 #define OB_PCI_BAR_IO       0x1u

@@ -120,7 +120,8 @@ def _(tmp):
     assert (data["vendor_id"], data["device_id"], data["resettable"]) == (0x494f, 0x0dc8, True)
     bar = next(region for region in data["regions"] if region["name"] == "BAR2")
     assert bar["type"] == "io" and bar["read"] and bar["write"] and bar["mappable"] == []
-    assert [(irq["name"], irq["count"], irq["automasked"]) for irq in data["interrupts"]] == [("INTx", 1, True)]
+    assert [(irq["name"], irq["count"], irq["automasked"]) for irq in data["interrupts"]] == [
+        ("INTx", 1, True), ("ERR", 1, False), ("REQ", 1, False)]
     assert data["limits"]["max_msg_fds"] == 16 and data["limits"]["pgsizes"] == "0x1000"
     assert re.search(r"^device +494f:0dc8 ", text, re.M) and re.search(r"^  BAR2 +I/O ports, ", text, re.M), text
 
