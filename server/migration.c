@@ -274,11 +274,12 @@ static const struct method {
 static const struct method *find_method(const struct ob_server *server, uint32_t flags)
 {
     uint32_t number = flags & OB_FEATURE_MASK;
-    const struct method *m = &methods[number];
+    const struct method *m;
 
-    if (number >= sizeof(methods) / sizeof(methods[0]) || (!m->get && !m->set))
+    if (number >= sizeof(methods) / sizeof(methods[0]))
         return NULL;
-    if (m->of_migration && !server->migration)
+    m = &methods[number];
+    if ((!m->get && !m->set) || (m->of_migration && !server->migration))
         return NULL;
     if (((flags & OB_FEATURE_GET) && !m->get) || ((flags & OB_FEATURE_SET) && !m->set))
         return NULL;

@@ -27,10 +27,9 @@ struct device {
 static int transition(void *opaque, enum ob_mig_state from, enum ob_mig_state to)
 {
     struct device *d = opaque;
-    char arc[16];
+    size_t len = strlen(d->arcs);
 
-    snprintf(arc, sizeof(arc), "%d%d ", from, to);
-    strcat(d->arcs, arc);
+    snprintf(d->arcs + len, sizeof(d->arcs) - len, "%d%d ", from, to);
     if (d->fail_to == (int)to)
         return -EIO;
     if (from == OB_MIG_STATE_RESUMING && d->pos && d->pos != VALUE_BYTES)
