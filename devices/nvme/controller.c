@@ -39,7 +39,7 @@ void nvme_fatal(struct nvme_ctrl *c, const char *why)
 bool nvme_running(const struct nvme_ctrl *c)
 {
     return (c->csts & (NVME_CSTS_RDY | NVME_CSTS_CFS)) == NVME_CSTS_RDY && !c->resetting &&
-           !c->paused && ob_server_attached(c->server) &&
+           !c->paused && !c->stopped && ob_server_attached(c->server) &&
            (!c->bus_master_set || (ob_pci_command(c->server) & NVME_BUS_MASTER));
 }
 
@@ -110,7 +110,7 @@ bool nvme_settle(struct nvme_ctrl *c)
             enable(c);
         return true;
     }
-    if (!c->shutting)
+    if (!c->shutting || c->stopped)
         return false;
     c->shutting = false;
     c->shutdown_flush = (struct blk_req){ .op = BLK_FLUSH, .done = shutdown_flushed };

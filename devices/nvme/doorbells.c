@@ -42,8 +42,13 @@ void nvme_doorbells_fini(struct nvme_ctrl *c)
 
 void nvme_doorbell_clear(struct nvme_ctrl *c, unsigned index)
 {
-    c->doorbells[index] = 0;
-    c->seen[index] = 0;
+    nvme_doorbell_set(c, index, 0);
+}
+
+void nvme_doorbell_set(struct nvme_ctrl *c, unsigned index, uint32_t value)
+{
+    c->doorbells[index] = value;
+    c->seen[index] = value;
 }
 
 void nvme_doorbell_access(struct nvme_ctrl *c, uint32_t index, uint32_t *value, bool is_write)

@@ -59,6 +59,21 @@ void nvme_features_reset(struct nvme_ctrl *c)
         f->vector[i] = i;
 }
 
+bool nvme_features_ok(const struct nvme_ctrl *c, const struct nvme_features *f)
+{
+    uint8_t truth;
+
+    for (size_t i = 0; i < sizeof(plain) / sizeof(plain[0]); i++)
+        if (*value_of((struct nvme_features *)f, &plain[i]) & ~plain[i].valid)
+            return false;
+    for (uint32_t i = 0; i <= c->cfg.queues; i++)
+        if (f->vector[i] & ~VECTOR_VALID)
+            return false;
+    /* A bool that is neither must not even be looked at. */
+    memcpy(&truth, &f->timestamp_set, sizeof(truth));
+    return (f->over_kelvin | f->under_kelvin) <= 0xffff && truth <= 1;
+}
+
 /* ---- Those with rules of their own --------------------------------------------------------- */
 
 static uint32_t queue_counts(const struct nvme_ctrl *c)

@@ -9,6 +9,7 @@
 
 static int reset(void *opaque)
 {
+    nvme_migration_end(opaque);
     return nvme_hard_reset(opaque);
 }
 
@@ -85,6 +86,8 @@ static int build(struct nvme_ctrl *c)
     if (rc < 0)
         goto no_schedule;
     rc = build_pci(c);
+    if (rc == 0)
+        rc = nvme_migration_init(c);
     if (rc == 0)
         return 0;
     nvme_schedule_fini(c);
@@ -169,6 +172,7 @@ static int destroy(void *opaque)
     struct nvme_ctrl *c = opaque;
     int rc = 0;
 
+    nvme_migration_end(c);
     nvme_hard_reset(c);
     nvme_drain(c, INT64_MAX);
     nvme_settle(c);

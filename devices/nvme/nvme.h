@@ -15,6 +15,7 @@
 #define OB_NVME_H
 
 #include "devices/device.h"
+#include "devices/state.h"
 #include "blk.h"
 #include "spec.h"
 
@@ -207,6 +208,11 @@ struct nvme_ctrl {
     int64_t grace_ns;    /* until then queue memory may be missing */
     bool bus_master_set; /* it handles the bus master bit */
 
+    /* migration.c */
+    bool stopped;                 /* no command is fetched, nothing is posted */
+    bool loaded;                  /* the state came from elsewhere, and has not run here yet */
+    struct ob_state_buffer state; /* on its way in or out */
+
     struct nvme_features features;
     struct nvme_events events;
     struct nvme_stats stats;
@@ -238,6 +244,8 @@ bool nvme_step(struct nvme_ctrl *c);
 int nvme_schedule_init(struct nvme_ctrl *c);
 void nvme_schedule_fini(struct nvme_ctrl *c);
 void nvme_client_changed(void *opaque, bool attached);
+/* There is a new client for a controller that may be enabled. */
+void nvme_take_over(struct nvme_ctrl *c);
 int64_t nvme_now_ns(void);
 
 /* ---- doorbells.c --------------------------------------------------------------------------- */
@@ -248,6 +256,8 @@ void nvme_doorbells_fini(struct nvme_ctrl *c);
 void nvme_doorbell_access(struct nvme_ctrl *c, uint32_t index, uint32_t *value, bool is_write);
 /* Forgets what was written so far: the queue is new. */
 void nvme_doorbell_clear(struct nvme_ctrl *c, unsigned index);
+/* As if that had been written and acted upon. */
+void nvme_doorbell_set(struct nvme_ctrl *c, unsigned index, uint32_t value);
 /* Takes new tails and heads of all live queues. Whether any changed. */
 bool nvme_doorbells_poll(struct nvme_ctrl *c);
 
@@ -268,6 +278,13 @@ bool nvme_fetch(struct nvme_ctrl *c);
 bool nvme_post(struct nvme_ctrl *c);
 /* The level of the INTx line as it is now. */
 bool nvme_intx(void *opaque);
+/* Gives the data of commands that wait to be posted to the client. */
+void nvme_conclude_all(struct nvme_ctrl *c);
+/* An unused command of the queue; NULL: there is none, or no such queue. */
+struct nvme_cmd *nvme_cmd_take(struct nvme_sq *sq);
+/* Puts a concluded command among those that wait to be posted. False: there is no room. */
+bool nvme_cmd_restore(struct nvme_ctrl *c, struct nvme_sq *sq, uint16_t cid, uint16_t status,
+                      uint32_t result);
 /* Concludes a command. */
 void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status);
 
@@ -309,6 +326,8 @@ void nvme_delete_settle(struct nvme_ctrl *c, struct nvme_sq *sq);
 
 void nvme_identity_init(struct nvme_ctrl *c);
 void nvme_features_reset(struct nvme_ctrl *c);
+/* Whether Set Features could have led to this. */
+bool nvme_features_ok(const struct nvme_ctrl *c, const struct nvme_features *f);
 /* Reports an event to the host, unless it has not read of the last one of this type yet. */
 void nvme_event(struct nvme_ctrl *c, uint32_t event);
 /* The host has read a log: events of that kind may come again. */
@@ -322,6 +341,12 @@ void nvme_check_temperature(struct nvme_ctrl *c);
 void nvme_log_error(struct nvme_ctrl *c, const struct nvme_cmd *cmd);
 /* Counts the time in which I/O is under way. */
 void nvme_count_busy(struct nvme_ctrl *c, bool busy);
+
+/* ---- migration.c --------------------------------------------------------------------------- */
+
+int nvme_migration_init(struct nvme_ctrl *c);
+/* The device was reset, or ends. */
+void nvme_migration_end(struct nvme_ctrl *c);
 
 /* ---- options.c ----------------------------------------------------------------------------- */
 

@@ -127,6 +127,32 @@ void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status)
         push(&c->cq[cmd->sq->cqid].done, cmd);
 }
 
+struct nvme_cmd *nvme_cmd_take(struct nvme_sq *sq)
+{
+    struct nvme_cmd *cmd = sq->free;
+
+    if (!cmd)
+        return NULL;
+    sq->free = cmd->next;
+    cmd->after = NVME_AFTER_NOTHING;
+    cmd->result = 0;
+    return cmd;
+}
+
+bool nvme_cmd_restore(struct nvme_ctrl *c, struct nvme_sq *sq, uint16_t cid, uint16_t status,
+                      uint32_t result)
+{
+    struct nvme_cmd *cmd = nvme_cmd_take(sq);
+
+    if (!cmd)
+        return false;
+    cmd->sqe = (struct nvme_sqe){ .cid = cid };
+    cmd->status = status;
+    cmd->result = result;
+    push(&c->cq[sq->cqid].done, cmd);
+    return true;
+}
+
 /* ---- Starting and stopping ----------------------------------------------------------------- */
 
 int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t base, uint32_t entries)
@@ -200,15 +226,12 @@ static bool fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
     unsigned n = 0;
 
     while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && sq->free) {
-        struct nvme_cmd *cmd = sq->free;
         struct nvme_sqe sqe;
         if (!read_entry(c, sq, &sqe))
             break;
+        struct nvme_cmd *cmd = nvme_cmd_take(sq);
         sq->head = (sq->head + 1) % sq->ring.entries;
-        sq->free = cmd->next;
         cmd->sqe = sqe;
-        cmd->after = NVME_AFTER_NOTHING;
-        cmd->result = 0;
         uint16_t status = sq->id == 0 ? nvme_admin(cmd) : nvme_io(cmd);
         if (status != NVME_PENDING)
             nvme_cmd_done(cmd, status);
@@ -242,6 +265,13 @@ static void conclude(struct nvme_ctrl *c, struct nvme_cmd *cmd)
     cmd->status = nvme_copy_to_host(c, &cmd->sqe, cmd->data.bounce, cmd->len);
     if (cmd->status != NVME_OK)
         nvme_log_error(c, cmd);
+}
+
+void nvme_conclude_all(struct nvme_ctrl *c)
+{
+    for (unsigned i = 0; i < NVME_QIDS; i++)
+        for (struct nvme_cmd *cmd = c->cq[i].done.first; cmd; cmd = cmd->next)
+            conclude(c, cmd);
 }
 
 static bool post_to(struct nvme_ctrl *c, struct nvme_cq *cq)

@@ -65,6 +65,11 @@ void nvme_client_changed(void *opaque, bool attached)
     }
     c->stats.power_cycles++;
     c->bus_master_set = false;
+    nvme_take_over(c);
+}
+
+void nvme_take_over(struct nvme_ctrl *c)
+{
     c->paused = c->csts & NVME_CSTS_RDY;
     c->pause_ns = nvme_now_ns() + PAUSE_NS;
     c->grace_ns = c->pause_ns + GRACE_NS;
