@@ -68,8 +68,19 @@ static void unref_bh_cb(void *opaque)
 /*
  * The host bridge's guard against re-entrance is engaged while a vCPU is inside a configuration
  * access. It belongs to whoever holds the BQL, so it is put aside with the BQL: else the next
- * vCPU's access to the configuration of any device would be refused.
+ * vCPU's access to the configuration of any device would be refused. An expander bridge has a root
+ * bus of its own, but its configuration is reached through the machine's host bridge as well.
  */
+static MemReentrancyGuard *config_guard(ObPci *d)
+{
+    PCIBus *bus = pci_get_bus(PCI_DEVICE(d));
+
+    while (bus->parent_dev) {
+        bus = pci_get_bus(bus->parent_dev);
+    }
+    return &bus->qbus.parent->mem_reentrancy_guard;
+}
+
 static struct ob_client *link_enter(ObPci *d, bool unlocked, Wait *wait)
 {
     struct ob_client *client = d->link.client;
@@ -78,7 +89,7 @@ static struct ob_client *link_enter(ObPci *d, bool unlocked, Wait *wait)
     if (!wait->unlocked) {
         return client;
     }
-    wait->guard = &pci_device_root_bus(PCI_DEVICE(d))->qbus.parent->mem_reentrancy_guard;
+    wait->guard = config_guard(d);
     wait->engaged = wait->guard->engaged_in_io;
     wait->guard->engaged_in_io = false;
     object_ref(OBJECT(d));

@@ -326,6 +326,35 @@ def _(tmp):
             vm.process.returncode = 0
 
 
+@case("vcpu-waits-in-config-space-without-barring-others-from-it")
+def _(tmp):
+    """Also below an expander bridge, whose root bus is not the one that the guest's ports belong to."""
+    blocked = threading.Event()
+
+    def stall(device, payload):
+        offset, region = struct.unpack_from("<QI", payload)
+        if region == CONFIG and offset == 0x40:
+            blocked.set()
+            return None
+        return device.cmd_9(payload, [])
+    expander = ["-device", "pxb-pcie,id=pxb,bus_nr=64", "-device", "pcie-root-port,id=rp,bus=pxb,chassis=1,addr=0"]
+    for bus, slot, place in ((0, 4, "pcie.0"), (65, 0, "rp")):
+        blocked.clear()
+        # out 0xcf8, address; in eax, 0xcfc; hlt
+        address = struct.pack("<I", 1 << 31 | bus << 16 | slot << 11 | 0x40)
+        code = b"\x66\xb8" + address + bytes.fromhex("baf80c 66ef b2fc 66ed f4ebfd")
+        with FakeDevice(tmp / "s") as fake:
+            fake.on[REGION_READ] = stall
+            with Qemu(tmp, *expander, "-device",
+                      f"vfio-user-pci,bus={place},addr={slot},x-msg-timeout=20000,socket={tmp}/s", "-S",
+                      machine="q35", code=code) as vm:
+                vm.pci(0, 64).config_write(0x18, 4, 65 << 16 | 65 << 8 | 64)
+                vm.qmp("cont")
+                assert blocked.wait(30)
+                assert vm.pci(0).config_read(0, 2) == 0x8086, f"the host bridge cannot be asked ({place})"
+                fake.drop()
+
+
 @case("unplug-wakes-a-waiting-vcpu")
 def _(tmp):
     blocked, stall = stalling_read()
