@@ -19,14 +19,14 @@ def commands(tmp, *names):
     return [shlex.split(line.replace("/tmp/", f"{tmp}/"), comments=True) for line in found]
 
 
-@case("serving-and-inspecting-as-the-readme-says")
+@case("serving-inspecting-and-checking-as-the-readme-says", timeout_s=90)
 def _(tmp):
     env = dict(os.environ, PATH=f"{OUTBOARD.parent}:{os.environ['PATH']}")
     servers = []
     try:
-        for words in commands(tmp, "truncate", "outboard serve", "outboard info"):
+        for words in commands(tmp, "truncate", "outboard serve", "outboard info", "outboard check"):
             if words[:2] != ["outboard", "serve"]:
-                subprocess.run(words, cwd=tmp, env=env, check=True, timeout=30)
+                subprocess.run(words, cwd=tmp, env=env, check=True, timeout=60)
                 continue
             server = subprocess.Popen([word for word in words if word != "&"], cwd=tmp, env=env,
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
