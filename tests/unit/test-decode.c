@@ -430,6 +430,78 @@ TEST(feature, "device-feature")
     CHECK_INT(ob_cursor_left(&cur), 8);
 }
 
+static int decode_start(const void *data, size_t len, struct ob_wire_logging_start *out)
+{
+    struct ob_cursor cur;
+
+    ob_cursor_init(&cur, data, len);
+    return ob_decode_logging_start(cur, out);
+}
+
+TEST(logging_start, "dma-logging-start")
+{
+    struct {
+        struct ob_wire_logging_start s;
+        struct ob_dma_range r[2];
+    } m = { { 4096, 2, 0 }, { { 0, UINT64_MAX }, { UINT64_MAX, 1 } } };
+    struct ob_wire_logging_start out;
+
+    CHECK_INT(decode_start(&m, sizeof(m), &out), 0);
+    CHECK_INT(out.num_ranges, 2);
+    for (size_t len = 0; len < sizeof(m); len++)
+        CHECK_INT(decode_start(&m, len, &out), -EINVAL);
+    m.r[1].length = 2; /* beyond the end */
+    CHECK_INT(decode_start(&m, sizeof(m), &out), -EINVAL);
+    m.r[1].length = 0;
+    CHECK_INT(decode_start(&m, sizeof(m), &out), -EINVAL);
+    m.s.num_ranges = 1; /* what follows is ignored */
+    CHECK_INT(decode_start(&m, sizeof(m), &out), 0);
+    m.s.num_ranges = UINT32_MAX;
+    CHECK_INT(decode_start(&m, sizeof(m), &out), -EINVAL);
+    m.s.num_ranges = 0;
+    for (unsigned shift = 0; shift < 64; shift++) {
+        m.s.page_size = 1ull << shift;
+        CHECK_INT(decode_start(&m, sizeof(m.s), &out), 0);
+        m.s.page_size = shift ? m.s.page_size | 1 : 0;
+        CHECK_INT(decode_start(&m, sizeof(m.s), &out), -EINVAL);
+    }
+}
+
+static int decode_report(const void *data, size_t len, struct ob_wire_logging_report *out,
+                         uint64_t *size)
+{
+    struct ob_cursor cur;
+
+    ob_cursor_init(&cur, data, len);
+    return ob_decode_logging_report(cur, 64, out, size);
+}
+
+TEST(logging_report, "dma-logging-report-and-the-size-of-its-bitmap")
+{
+    struct ob_wire_logging_report m = { 0x1000, 4096, 4096 }, out;
+    uint64_t size = 0;
+    uint8_t room[40] = { 0 };
+
+    for (size_t len = 0; len <= sizeof(m); len++)
+        CHECK_INT(decode_report(&m, len, &out, &size), len == sizeof(m) ? 0 : -EINVAL);
+    CHECK_INT(size, 8);
+    memcpy(room, &m, sizeof(m));
+    CHECK_INT(decode_report(room, sizeof(room), &out, &size), 0);
+    m.length = 64 * 8 * 4096; /* as many pages as 64 bytes have bits */
+    CHECK_INT(decode_report(&m, sizeof(m), &out, &size), 0);
+    CHECK_INT(size, 64);
+    m.length++;
+    CHECK_INT(decode_report(&m, sizeof(m), &out, &size), -EINVAL);
+    m = (struct ob_wire_logging_report){ 1, UINT64_MAX, 1ull << 63 };
+    CHECK_INT(decode_report(&m, sizeof(m), &out, &size), 0);
+    m.iova = 2;
+    CHECK_INT(decode_report(&m, sizeof(m), &out, &size), -EINVAL);
+    CHECK_INT(ob_bitmap_size(1, 4096), 8);
+    CHECK_INT(ob_bitmap_size(64 * 4096, 4096), 8);
+    CHECK_INT(ob_bitmap_size(64 * 4096 + 1, 4096), 16);
+    CHECK_INT(ob_bitmap_size(UINT64_MAX, 1), 1ull << 61);
+}
+
 TEST(mig_data, "migration-data")
 {
     static uint8_t buf[64];

@@ -352,6 +352,38 @@ TEST(held, "interrupts-wait-until-the-device-runs-again")
     close(fd);
 }
 
+/* What QEMU's client can receive is as long as what it sends. */
+TEST(negotiated, "migration-is-said-to-a-client-that-said-it-in-what-qemu-can-receive")
+{
+    static const char all[] = "{\"capabilities\":{\"max_msg_fds\":16,\"write_multiple\":true,"
+                              "\"twin_socket\":{\"supported\":true},"
+                              "\"migration\":{\"pgsize\":4096,\"max_bitmap_size\":268435456}}}";
+    static const char *const said[] = { all, "{\"capabilities\":{}}" };
+    static struct device d;
+    struct peer peer;
+
+    start(&d, &peer);
+    for (unsigned i = 0; i < 2; i++) {
+        uint8_t payload[512] = { 0 };
+        struct ob_msg *reply;
+        const char *json;
+
+        peer_close(&peer);
+        peer_connect(&peer, d.server);
+        memcpy(payload + 4, said[i], strlen(said[i]));
+        CHECK_INT(peer_call(&peer, OB_CMD_VERSION, payload, 4 + strlen(said[i]) + 1, &reply), 0);
+        json = (const char *)reply->payload + 4;
+        CHECK_INT(reply->payload[reply->len - 1], 0);
+        CHECK(reply->hdr.msg_size <= 214);
+        CHECK_INT(strstr(json, "\"migration\":{\"pgsize\":4096,\"max_bitmap_size\":1048576}") !=
+                      NULL,
+                  i == 0);
+        CHECK_INT(strstr(json, "migration") != NULL, i == 0);
+        ob_msg_free(reply);
+    }
+    end(&d, &peer);
+}
+
 /* ---- Features ----------------------------------------------------------------------------- */
 
 TEST(probe, "probe-tells-which-methods-there-are")
