@@ -147,10 +147,7 @@ class FakeDevice:
         self.log.append((cmd, payload))
         out_fds, error, reply = [], 0, b""
         try:
-            if cmd in self.on:
-                reply = self.on[cmd](self, payload)
-            else:
-                reply = getattr(self, f"cmd_{cmd}")(payload, fds)
+            reply = self.answer(cmd, payload, fds)
         except Refuse as why:
             error = why.args[0]
         if isinstance(reply, tuple):
@@ -159,6 +156,10 @@ class FakeDevice:
             return
         header = HEADER.pack(msg_id, cmd, HEADER.size + len(reply), 0x21 if error else 1, error)
         socket.send_fds(self.connection, [header + reply], out_fds) if out_fds else self.connection.sendall(header + reply)
+
+    def answer(self, cmd, payload, fds):
+        """The reply's payload, or that and fds, or None for no reply."""
+        return self.on[cmd](self, payload) if cmd in self.on else getattr(self, f"cmd_{cmd}")(payload, fds)
 
     # the commands, done honestly
 
