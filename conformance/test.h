@@ -242,8 +242,7 @@ struct family_table {
 };
 
 extern const struct case_table version_cases, session_cases, stream_cases, info_cases, access_cases,
-    config_cases, irq_cases, dma_cases, unmap_cases, transfer_cases, feature_cases, multi_cases,
-    random_cases;
+    irq_cases, dma_cases, transfer_cases, feature_cases, multi_cases, random_cases;
 extern const struct family_table message_families, irq_families;
 
 #endif
