@@ -153,11 +153,14 @@ bool obq_bars_have_maps(const ObPci *d)
     return false;
 }
 
-/* What the guest does to a mapped area would overtake posted writes. */
+/* What the guest does to a mapped area, and what is signalled, would overtake posted writes. */
 static void bars_choose_posting(ObPci *d)
 {
     bool posted = !d->no_posted_writes && !obq_bars_have_maps(d);
 
+    for (unsigned i = 0; i < OB_BARS; i++) {
+        posted = posted && !d->bars[i].nevents;
+    }
     for (unsigned i = 0; i < OB_BARS; i++) {
         d->bars[i].posted = posted && !(d->bars[i].type & PCI_BASE_ADDRESS_SPACE_IO);
     }
@@ -186,6 +189,7 @@ bool obq_bars_init(ObPci *d, Error **errp)
     for (unsigned i = 0; i < n; i++) {
         if (good && d->bars[i].size) {
             bar_register(&d->bars[i], &info[i]);
+            good = obq_ioeventfds_init(&d->bars[i], errp);
         }
         ob_region_info_fini(&info[i]);
     }
@@ -215,6 +219,7 @@ void obq_bars_fini(ObPci *d)
     for (unsigned i = 0; i < OB_BARS; i++) {
         ObBar *bar = &d->bars[i];
 
+        obq_ioeventfds_fini(bar);
         for (unsigned j = 0; j < bar->nmaps; j++) {
             memory_region_del_subregion(&bar->mr, &bar->maps[j].mr);
         }

@@ -32,6 +32,12 @@ typedef struct ObBarMap {
     uint64_t size;
 } ObBarMap;
 
+/* Writes that are signalled instead of sent. */
+typedef struct ObIoEvent {
+    struct ob_ioeventfd match;
+    EventNotifier notifier; /* its fd belongs to ObBar.io_fds */
+} ObIoEvent;
+
 typedef struct ObBar {
     ObPci *d;
     unsigned index;
@@ -42,6 +48,9 @@ typedef struct ObBar {
     MemoryRegion trapped;
     ObBarMap *maps;
     unsigned nmaps;
+    struct ob_region_io_fds *io_fds; /* NULL: there are none */
+    ObIoEvent *events;
+    unsigned nevents;
 } ObBar;
 
 /* One MSI or MSI-X vector while its interrupt is armed. */
@@ -188,6 +197,10 @@ void obq_bars_fini(ObPci *d);
 void obq_bars_free(ObPci *d);
 bool obq_bars_have_maps(const ObPci *d);
 void obq_bars_set_mapped(ObPci *d, bool mapped);
+
+/* ioeventfd.c: after the BAR was registered and mapped */
+bool obq_ioeventfds_init(ObBar *bar, Error **errp);
+void obq_ioeventfds_fini(ObBar *bar);
 
 /* rom.c */
 bool obq_rom_init(ObPci *d, Error **errp);

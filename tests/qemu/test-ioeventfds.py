@@ -1,0 +1,93 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Writes to a BAR that the server wants to hear of by eventfd."""
+import errno
+import os
+import pathlib
+import struct
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+from case import case, main, skip
+from fakedevice import GET_REGION_IO_FDS, REGION_WRITE, FakeDevice, Refuse
+from qtest import Qemu, device
+
+DATAMATCH = 1
+
+
+def take(fd):
+    """The eventfd's counter; 0 when it was not signalled."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+class Bells(FakeDevice):
+    """A device with a BAR of 4 KiB and eventfds for these writes: (offset, size, flags, datamatch)."""
+
+    def __init__(self, path, *entries):
+        super().__init__(path, bars={0: 4096})
+        self.bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in entries]
+        self.entries = entries
+        self.on[GET_REGION_IO_FDS] = Bells.describe
+
+    def __exit__(self, *args):
+        super().__exit__(*args)
+        for fd in self.bells:
+            os.close(fd)
+
+    def describe(self, payload):
+        _, _, index, _ = struct.unpack("<IIII", payload)
+        if index:
+            raise Refuse(errno.EINVAL)
+        body = b"".join(struct.pack("<QQIIIIQ", offset, size, i, 0, flags, 0, match)
+                        for i, (offset, size, flags, match) in enumerate(self.entries))
+        return struct.pack("<IIII", 16 + len(body), 0, 0, len(self.entries)) + body, self.bells
+
+    def rung(self):
+        return [take(fd) for fd in self.bells]
+
+
+@case("matching-writes-signal-and-others-are-messages")
+def _(tmp):
+    with Bells(tmp / "s", (0x10, 4, 0, 0), (0x20, 4, DATAMATCH, 7), (0x20, 4, DATAMATCH, 8)) as fake:
+        with Qemu(tmp, *device(tmp / "s")) as vm:
+            pci = vm.pci(4)
+            pci.assign(0)
+            before = fake.count(REGION_WRITE)
+            pci.bar_write(0, 0x10, 4, 0x1234)
+            pci.bar_write(0, 0x10, 4, 0x1235)
+            assert fake.rung() == [2, 0, 0]
+            pci.bar_write(0, 0x20, 4, 8)
+            assert fake.rung() == [0, 0, 1]
+            pci.bar_write(0, 0x20, 4, 7)
+            assert fake.rung() == [0, 1, 0]
+            assert fake.count(REGION_WRITE) == before and pci.bar_read(0, 0x10, 4) == 0
+            pci.bar_write(0, 0x20, 4, 9)
+            pci.bar_write(0, 0x10, 2, 0x5678)
+            pci.bar_write(0, 0x12, 4, 0x9ABC)
+            assert fake.rung() == [0, 0, 0] and fake.count(REGION_WRITE) == before + 3
+            assert pci.bar_read(0, 0x20, 4) == 9 and pci.bar_read(0, 0x10, 2) == 0x5678
+
+
+@case("what-kvm-would-not-take-does-no-harm")
+def _(tmp):
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        skip("no KVM")
+    entries = [(0x10, 4, 0, 0), (0x10, 4, DATAMATCH, 1), (0x20, 3, 0, 0), (0x30, 0, 0, 0), (0xFFE, 4, 0, 0),
+               (1 << 63, 8, 0, 0), (0x40, 4, 8, 0), *((0x100 + 4 * i, 4, 0, 0) for i in range(40))]
+    with Bells(tmp / "s", *entries) as fake:
+        with Qemu(tmp, *device(tmp / "s"), accel="kvm") as vm:
+            pci = vm.pci(4)
+            pci.assign(0)
+            pci.bar_write(0, 0x800, 4, 5)
+            assert pci.bar_read(0, 0x800, 4) == 5
+            vm.qmp("device_del", id="dev")
+            vm.port_write(0xAE08, 4, 1 << 4)
+            vm.wait_event("DEVICE_DELETED", device="dev")
+            assert vm.qmp("query-status")["running"]
+    assert fake.count(GET_REGION_IO_FDS) == 1  # of the one BAR that there is
+
+
+main()
