@@ -262,6 +262,8 @@ void ob_regions_fini(struct ob_server *server);
 void ob_io_describe(struct ob_session *session, struct ob_wire_region_io_fds *info,
                     struct ob_reply *reply);
 /* The client left: its eventfds go. */
+/* The device may change again: handles what was signalled meanwhile. */
+void ob_io_release(struct ob_server *server);
 void ob_io_detach(struct ob_server *server);
 void ob_io_fini(struct ob_server *server);
 

@@ -14,13 +14,16 @@
 
 /* One eventfd: entries with the same callback share it. */
 struct io_event {
+    struct ob_server *server;
     void (*ready)(void *opaque);
     void *opaque;
     int fd; /* -1: nobody has asked for it */
     struct ob_source *source;
+    bool due; /* it was signalled while the device must not change */
 };
 
 struct ob_io_table {
+    struct ob_server *server;
     unsigned count, nevents;
     struct {
         uint32_t region;
@@ -36,7 +39,7 @@ static unsigned event_for(struct ob_io_table *io, void (*ready)(void *opaque), v
     for (unsigned i = 0; i < io->nevents; i++)
         if (io->events[i].ready == ready && io->events[i].opaque == opaque)
             return i;
-    io->events[io->nevents] = (struct io_event){ ready, opaque, -1, NULL };
+    io->events[io->nevents] = (struct io_event){ io->server, ready, opaque, -1, NULL, false };
     return io->nevents++;
 }
 
@@ -54,6 +57,7 @@ int ob_server_add_ioeventfd(struct ob_server *server, uint32_t region,
         io = server->io = calloc(1, sizeof(*io));
     if (!io)
         return -ENOMEM;
+    io->server = server;
     for (unsigned i = 0; i < io->count; i++)
         if (io->entries[i].region == region && ob_ioeventfds_clash(&io->entries[i].match, match))
             return -EEXIST;
@@ -70,7 +74,22 @@ static void event_ready(void *opaque, uint32_t events)
     struct io_event *event = opaque;
 
     (void)events;
-    event->ready(event->opaque);
+    if (ob_migration_frozen(event->server))
+        event->due = true;
+    else
+        event->ready(event->opaque);
+}
+
+void ob_io_release(struct ob_server *server)
+{
+    struct ob_io_table *io = server->io;
+
+    for (unsigned i = 0; io && i < io->nevents; i++) {
+        if (!io->events[i].due)
+            continue;
+        io->events[i].due = false;
+        io->events[i].ready(io->events[i].opaque);
+    }
 }
 
 /* Edge-triggered, and never read: see add_watch() in irqs.c. */
@@ -148,6 +167,7 @@ void ob_io_detach(struct ob_server *server)
         if (io->events[i].fd >= 0)
             close(io->events[i].fd);
         io->events[i].source = NULL;
+        io->events[i].due = false;
         io->events[i].fd = -1;
     }
 }

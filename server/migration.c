@@ -112,6 +112,7 @@ static int step(struct ob_server *server, struct ob_migration *m, enum ob_mig_st
     m->state = to;
     if (runs(from) != runs(to))
         ob_irqs_hold(server, !runs(to));
+    ob_io_release(server);
     return 0;
 }
 
@@ -137,6 +138,7 @@ void ob_migration_reset(struct ob_server *server)
     drop_stream(m);
     m->state = RUNNING;
     ob_irqs_hold(server, false);
+    ob_io_release(server);
 }
 
 /* Half a state is none. */

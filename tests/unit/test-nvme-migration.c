@@ -284,6 +284,33 @@ TEST(stopped, "a-stopped-disk-does-nothing-until-it-runs-again")
     CHECK_INT(host_end(&h), 0);
 }
 
+TEST(left, "a-client-that-leaves-in-between-finds-a-disk-that-runs-or-wants-a-reset")
+{
+    static const enum ob_mig_state states[] = { OB_MIG_STATE_STOP, OB_MIG_STATE_STOP_COPY,
+                                                OB_MIG_STATE_PRE_COPY, OB_MIG_STATE_RESUMING };
+    static struct nvme_host h;
+    const uint16_t command = 6; /* memory, bus master */
+    enum ob_mig_state state;
+    uint32_t page;
+
+    host_start(&h, "mem:4M");
+    page = host_pages(&h, 1);
+    for (unsigned i = 0; i < 4; i++) {
+        CHECK_INT(host_do(&h, 1, host_io(&h, NVME_IO_READ, 0, 1, page, BLOCK), NULL), 0);
+        set_state(&h, states[i]);
+        host_leave(&h);
+        host_connect(&h);
+        CHECK_INT(ob_client_mig_state_get(h.client, &state), 0);
+        CHECK_INT(state, i < 3 ? OB_MIG_STATE_RUNNING : OB_MIG_STATE_ERROR);
+        host_arm(&h, OB_PCI_IRQ_MSIX, 2); /* which the controller waits for */
+    }
+    CHECK_INT(ob_client_reset(h.client), 0);
+    CHECK_INT(ob_client_region_write(h.client, OB_PCI_REGION_CONFIG, 4, &command, 2), 0);
+    host_enable(&h);
+    CHECK_INT(host_identify(&h, 1, 0, page), 0);
+    CHECK_INT(host_end(&h), 0);
+}
+
 /* ---- Wrong states -------------------------------------------------------------------------- */
 
 TEST(other, "the-state-of-another-disk-is-refused")

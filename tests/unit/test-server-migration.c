@@ -22,6 +22,7 @@ struct device {
     int fail_to;      /* the transition to this state fails */
     uint32_t pre_len; /* bytes that it gives away while it runs */
     enum ob_mig_state state;
+    unsigned rings; /* of its ioeventfd */
 };
 
 static int transition(void *opaque, enum ob_mig_state from, enum ob_mig_state to)
@@ -84,12 +85,20 @@ static int access_bar(void *opaque, uint64_t offset, void *data, uint32_t count,
     return 0;
 }
 
+static void ring(void *opaque)
+{
+    struct device *d = opaque;
+
+    d->rings++;
+}
+
 static void start(struct device *d, struct peer *peer)
 {
     static const struct ob_server_ops ops = { .size = sizeof(ops), .reset = reset };
     static const struct ob_migration_ops migration = { sizeof(migration), transition, read_state,
                                                        write_state };
     static const struct ob_pci_id id = { .vendor = 0x1234, .device = 1 };
+    static const struct ob_ioeventfd bell = { .offset = 0x100, .size = 4 };
     struct ob_region bar = { .size = 0x1000,
                              .flags = OB_REGION_READ | OB_REGION_WRITE,
                              .access = access_bar,
@@ -105,6 +114,7 @@ static void start(struct device *d, struct peer *peer)
     CHECK(ob_pci_add_msix(d->server, 20, 0, 0x800, 0, 0xc00) > 0);
     CHECK_INT(ob_pci_add_bar(d->server, 0, 0x1000, 0), 0);
     CHECK_INT(ob_server_set_region(d->server, 0, &bar), 0);
+    CHECK_INT(ob_server_add_ioeventfd(d->server, 0, &bell, ring, d), 0);
     CHECK_INT(ob_server_set_migration(d->server, &migration), 0);
     CHECK_INT(ob_server_set_migration(d->server, &migration), -EINVAL);
     snprintf((char *)d->value, VALUE_BYTES, "state of a device");
@@ -350,6 +360,33 @@ TEST(held, "interrupts-wait-until-the-device-runs-again")
     CHECK_INT(peer_eventfd_take(fd), 1);
     end(&d, &peer);
     close(fd);
+}
+
+TEST(bell, "an-ioeventfd-waits-while-the-state-is-read")
+{
+    struct ob_wire_region_io_fds ask = { .argsz = 4096 };
+    const uint64_t one = 1;
+    static struct device d;
+    struct ob_msg *reply;
+    struct peer peer;
+    int fd;
+
+    start(&d, &peer);
+    CHECK_INT(peer_call(&peer, OB_CMD_DEVICE_GET_REGION_IO_FDS, &ask, sizeof(ask), &reply), 0);
+    fd = ob_msg_claim_fd(reply, 0);
+    ob_msg_free(reply);
+    CHECK_INT(set_state(&peer, OB_MIG_STATE_STOP_COPY), 0);
+    CHECK_INT(write(fd, &one, sizeof(one)), sizeof(one));
+    peer_settle(d.server);
+    CHECK_INT(d.rings, 0);
+    CHECK_INT(set_state(&peer, OB_MIG_STATE_STOP), 0);
+    CHECK_INT(d.rings, 1);
+    CHECK_INT(set_state(&peer, OB_MIG_STATE_RUNNING), 0);
+    CHECK_INT(write(fd, &one, sizeof(one)), sizeof(one));
+    peer_settle(d.server);
+    CHECK_INT(d.rings, 2);
+    close(fd);
+    end(&d, &peer);
 }
 
 /* What QEMU's client can receive is as long as what it sends. */
