@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Help, version, mistyped commands; and that the documentation names only what is there."""
+import json
 import pathlib
 import re
 import subprocess
@@ -95,6 +96,21 @@ def _(tmp):
                 assert operand in devices(), f"{document.name}: outboard serve {operand}"
         for target in re.findall(r"(?:^ {4}|`)make ([a-z]+)", text, re.MULTILINE):
             assert re.search(f"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"make {target}"
+
+
+@case("documentation-of-nvme-has-its-options-and-messages")
+def _(tmp):
+    text = (ROOT / "docs/nvme.md").read_text()
+    table = text.partition("## Options")[2].partition("\n### ")[0]
+    offered = json.loads(outboard("serve", "nvme", "--print-capabilities").stdout)["features"]
+    assert sorted(re.findall(r"^\| `--([a-z-]+)", table, re.MULTILINE)) == sorted(offered), offered
+    sources = "".join(path.read_text() for path in (ROOT / "devices/nvme").glob("*.c"))
+    messages = re.findall(r"^\| `(.*?)` \|", text.partition("| the server says |")[2], re.MULTILINE)
+    assert messages
+    sources = re.sub(r'"\s*"', "", sources)
+    for message in messages:
+        for part in re.split(r"\.\.\.|: No such.*|: Permission.*| 512 .*", message):
+            assert part.strip() in sources, part
 
 
 @case("links-in-the-documentation-lead-somewhere")
