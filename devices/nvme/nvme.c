@@ -106,8 +106,8 @@ static int check_size(struct nvme_ctrl *c, char *errbuf, size_t size)
     if (c->blocks > 0 && c->blk->size % lba == 0)
         return 0;
     if (c->blk->size == 0)
-        snprintf(errbuf, size, "%s has no room: give it a size, like truncate -s 1G FILE",
-                 c->cfg.image);
+        snprintf(errbuf, size, "%s has no room: give it a size, like %s", c->cfg.image,
+                 c->blk->identity[0] ? "truncate -s 1G FILE" : "mem:1G");
     else
         snprintf(errbuf, size, "%s has %llu bytes, which is not a multiple of %u (--lba)",
                  c->cfg.image, (unsigned long long)c->blk->size, lba);

@@ -460,7 +460,7 @@ TEST(images, "wrong-images-are-told-precisely")
     expect_refusal(1, "--lba=512", "mem:1GB", "'1GB' is not a size");
     expect_refusal(1, "--lba=512", "mem:-1", "'-1' is not a size");
     expect_refusal(1, "--lba=512", "null:99999999T", "is not a size");
-    expect_refusal(1, "--lba=512", "mem:0", "has no room");
+    expect_refusal(1, "--lba=512", "mem:0", "has no room: give it a size, like mem:1G");
     expect_refusal(1, "--lba=4096", "mem:1K", "not a multiple of 4096");
 }
 
