@@ -11,6 +11,14 @@
 
 #define MAP_FLAGS (OB_DMA_READ | OB_DMA_WRITE | OB_DMA_ACCESS_MMAP | OB_DMA_ACCESS_FILE)
 
+/* Servers without a wish of their own take any alignment. */
+static bool whole_pages(const struct ob_client *c, const struct ob_dma_change *change)
+{
+    uint64_t page = ob_client_page_size(c);
+
+    return page == OB_PGSIZES_DEFAULT || !((change->address | change->size) & (page - 1));
+}
+
 static int check_change(const struct ob_client *c, const struct ob_dma_change *change)
 {
     if (change->size == 0 || change->address > UINT64_MAX - (change->size - 1))
@@ -19,7 +27,7 @@ static int check_change(const struct ob_client *c, const struct ob_dma_change *c
         return 0;
     if (change->flags & ~MAP_FLAGS)
         return -EINVAL;
-    if ((change->address | change->size) & (ob_client_page_size(c) - 1))
+    if (!whole_pages(c, change))
         return -EINVAL;
     return change->fd >= 0 && c->caps.max_msg_fds == 0 ? -EOPNOTSUPP : 0;
 }

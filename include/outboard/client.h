@@ -185,8 +185,8 @@ struct ob_dma_change {
  * Applies the changes in order, pipelined, and waits for all replies. Every change gets its
  * result; returns the first failure, or 0. A change that failed does not stop the later ones,
  * except that after a timeout nothing more is sent (-ETIMEDOUT for the rest). -ENOSPC: more
- * mappings than the server keeps; -EINVAL: a mapping is not of whole pages of
- * ob_client_page_size(); -EOPNOTSUPP: the server takes no fds.
+ * mappings than the server keeps; -EINVAL: a mapping is not of whole
+ * pages of ob_client_page_size(), though that is above 4096; -EOPNOTSUPP: the server takes no fds.
  */
 int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes, size_t count);
 int ob_client_dma_map(struct ob_client *client, uint64_t address, uint64_t size, uint32_t flags,

@@ -3,7 +3,9 @@
 #include "harness.h"
 #include "served.h"
 
+#include <errno.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 TEST(registers, "registers-keep-what-is-written-until-reset")
 {
@@ -36,5 +38,27 @@ TEST(memory, "mapped-memory-is-what-messages-read-and-write")
     CHECK_MEM((uint8_t *)memory + 65528, "\1\2\3\4\5\6\7\10", 8);
     munmap(memory, size);
     ob_region_info_fini(&info);
+    served_stop(&card);
+}
+
+TEST(speaks_of_itself, "a-device-reports-its-failure-and-asks-to-be-unplugged")
+{
+    struct ob_irq_info info;
+    struct served card;
+    int err, req;
+
+    served_start(&card, &ob_served_null, NULL, NULL);
+    CHECK_INT(ob_client_irq_info(card.client, OB_PCI_IRQ_ERR, &info), 0);
+    CHECK_INT(info.count, 1);
+    CHECK_INT(ob_server_irq_trigger(card.server, OB_PCI_IRQ_REQ, 0), -ENOENT); /* nobody listens */
+    err = served_irq(&card, OB_PCI_IRQ_ERR);
+    req = served_irq(&card, OB_PCI_IRQ_REQ);
+    CHECK_INT(ob_server_irq_trigger(card.server, OB_PCI_IRQ_ERR, 0), 0);
+    CHECK(served_signalled(err, 5000));
+    CHECK(!served_signalled(req, 0));
+    CHECK_INT(ob_server_irq_trigger(card.server, OB_PCI_IRQ_REQ, 0), 0);
+    CHECK(served_signalled(req, 5000));
+    close(err);
+    close(req);
     served_stop(&card);
 }
