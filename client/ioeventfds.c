@@ -3,6 +3,7 @@
 #include "client/internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -61,10 +62,18 @@ static void take_entries(struct ob_msg *reply, const struct ob_wire_region_io_fd
     }
 }
 
+/* Who signals must not be blocked by a counter that the server has filled to the brim. */
+static int take_fd(struct ob_msg *reply, unsigned i)
+{
+    if (!ob_fd_is_eventfd(reply->fds[i]) || fcntl(reply->fds[i], F_SETFL, O_NONBLOCK) < 0)
+        return -1;
+    return ob_msg_claim_fd(reply, i);
+}
+
 static void take_fds(struct ob_msg *reply, struct ob_region_io_fds *out)
 {
     for (unsigned i = 0; i < reply->nfds && i < OB_IOEVENTFDS_MAX; i++)
-        out->fds[out->nfds++] = ob_fd_is_eventfd(reply->fds[i]) ? ob_msg_claim_fd(reply, i) : -1;
+        out->fds[out->nfds++] = take_fd(reply, i);
 }
 
 int ob_client_region_io_fds(struct ob_client *client, uint32_t index, struct ob_region_io_fds *out)

@@ -6,13 +6,16 @@
  *
  * QEMU ends itself when KVM refuses an eventfd. So nothing is taken from the server that KVM would
  * not take (the client library sees to that), and not too much of it: KVM has room for 1000 in a
- * VM.
+ * VM, other devices' among them, so there is a limit for all of ours together as well.
  */
 #include "device.h"
 
 #include "qemu/range.h"
 
 #define PER_BAR_MAX 16
+#define TOTAL_MAX   256
+
+static unsigned total; /* under the BQL */
 
 /* Writes of any size are left to messages: not every KVM knows them. */
 static bool usable(const ObBar *bar, const struct ob_ioeventfd *match)
@@ -32,6 +35,7 @@ static void add_event(ObBar *bar, const struct ob_ioeventfd *match, int fd)
 {
     ObIoEvent *event = &bar->events[bar->nevents++];
 
+    total++;
     event->match = *match;
     event_notifier_init_fd(&event->notifier, fd);
     memory_region_add_eventfd(&bar->trapped, match->offset, match->size,
@@ -56,7 +60,7 @@ bool obq_ioeventfds_init(ObBar *bar, Error **errp)
     }
     bar->io_fds = fds;
     bar->events = g_new0(ObIoEvent, PER_BAR_MAX);
-    for (unsigned i = 0; i < fds->count && bar->nevents < PER_BAR_MAX; i++) {
+    for (unsigned i = 0; i < fds->count && bar->nevents < PER_BAR_MAX && total < TOTAL_MAX; i++) {
         if (usable(bar, &fds->entries[i].match)) {
             add_event(bar, &fds->entries[i].match, fds->entries[i].fd);
         }
@@ -69,6 +73,7 @@ void obq_ioeventfds_fini(ObBar *bar)
     while (bar->nevents) {
         ObIoEvent *event = &bar->events[--bar->nevents];
 
+        total--;
         memory_region_del_eventfd(&bar->trapped, event->match.offset, event->match.size,
                                   event->match.flags & OB_IOEVENTFD_DATAMATCH,
                                   event->match.datamatch, &event->notifier);

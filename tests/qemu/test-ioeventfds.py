@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Writes to a BAR that the server wants to hear of by eventfd."""
+import contextlib
 import errno
 import os
 import pathlib
@@ -69,6 +70,33 @@ def _(tmp):
             pci.bar_write(0, 0x12, 4, 0x9ABC)
             assert fake.rung() == [0, 0, 0] and fake.count(REGION_WRITE) == before + 3
             assert pci.bar_read(0, 0x20, 4) == 9 and pci.bar_read(0, 0x10, 2) == 0x5678
+
+
+@case("full-counter-does-not-block-the-machine")
+def _(tmp):
+    with Bells(tmp / "s", (0x10, 4, 0, 0)) as fake:
+        os.set_blocking(fake.bells[0], True)
+        os.eventfd_write(fake.bells[0], 0xFFFFFFFFFFFFFFFE)
+        with Qemu(tmp, *device(tmp / "s")) as vm:
+            pci = vm.pci(4)
+            pci.assign(0)
+            pci.bar_write(0, 0x10, 4, 1)
+            assert vm.qmp("query-status")["running"]
+
+
+@case("many-devices-share-what-kvm-has-room-for")
+def _(tmp):
+    entries = [(4 * i, 4, 0, 0) for i in range(16)]
+    with contextlib.ExitStack() as stack:
+        fakes = [stack.enter_context(Bells(tmp / f"s{i}", *entries)) for i in range(17)]
+        options = [word for i in range(17) for word in ("-device", f"vfio-user-pci,addr={i + 4:x},socket={tmp}/s{i}")]
+        with Qemu(tmp, *options) as vm:
+            for slot, signalled in ((19, 1), (20, 0)):
+                pci = vm.pci(slot)
+                pci.assign(0)
+                pci.bar_write(0, 0, 4, 5)
+                assert pci.bar_read(0, 0, 4) == (0 if signalled else 5)
+                assert fakes[slot - 4].rung()[0] == signalled
 
 
 @case("what-kvm-would-not-take-does-no-harm")
