@@ -13,7 +13,7 @@
 #define RAM_PAGES   512u
 #define RAM_BYTES   (RAM_PAGES * PAGE)
 #define RAM_BASE    0x100000ull
-#define RAM_SPLIT   (200 * PAGE + 512) /* from here on it is reached by messages */
+#define RAM_SPLIT   (200 * PAGE) /* from here on it is reached by messages */
 #define CARD_BUFFER 0x40000u
 #define COMMAND     (OB_PCI_REGION_CONFIG)
 
