@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -225,40 +224,18 @@ static void overlap(struct test *t, uint64_t address, uint64_t size)
     must_map(t, RW, -1, 0, address, size);
 }
 
-static void overlap_head(struct test *t)
-{
-    overlap(t, BASE - PAGE, 2 * PAGE);
-}
-
-static void overlap_first_byte(struct test *t)
-{
-    overlap(t, BASE - PAGE, PAGE + 1);
-}
-
-static void overlap_tail(struct test *t)
-{
-    overlap(t, BASE + SIZE - PAGE, 2 * PAGE);
-}
-
-static void overlap_last_byte(struct test *t)
-{
-    overlap(t, BASE + SIZE - 1, PAGE);
-}
-
-static void overlap_inside(struct test *t)
-{
-    overlap(t, BASE + PAGE, PAGE);
-}
-
-static void overlap_around(struct test *t)
-{
-    overlap(t, BASE - PAGE, SIZE + 2 * PAGE);
-}
-
-static void overlap_same_start(struct test *t)
-{
-    overlap(t, BASE, PAGE);
-}
+#define OVERLAP(name, address, size) \
+    static void name(struct test *t) \
+    {                                \
+        overlap(t, address, size);   \
+    }
+OVERLAP(overlap_head, BASE - PAGE, 2 * PAGE)
+OVERLAP(overlap_first_byte, BASE - PAGE, PAGE + 1)
+OVERLAP(overlap_tail, BASE + SIZE - PAGE, 2 * PAGE)
+OVERLAP(overlap_last_byte, BASE + SIZE - 1, PAGE)
+OVERLAP(overlap_inside, BASE + PAGE, PAGE)
+OVERLAP(overlap_around, BASE - PAGE, SIZE + 2 * PAGE)
+OVERLAP(overlap_same_start, BASE, PAGE)
 
 static void same_again(struct test *t)
 {

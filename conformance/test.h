@@ -203,6 +203,16 @@ void device_region(struct test *t, uint32_t index, uint32_t argsz, struct ob_reg
 uint32_t device_read(struct test *t, uint32_t region, uint64_t offset, uint32_t count);
 void device_write(struct test *t, uint32_t region, uint64_t offset, uint32_t value, uint32_t count);
 
+/* ---- QEMU's educational device, which can be told to do DMA (transfer_cases.c) --------------- */
+
+/* Where the client has its memory for it: what comes by message is served. */
+#define EDU_BASE ((uint64_t)0x100000)
+#define EDU_SIZE ((uint64_t)2 * PAGE)
+/* Negotiates and resets the device; another device is not offered. */
+void edu_begin(struct test *t);
+/* Between its buffer and the memory at address; returns when it is done. */
+void edu_move(struct test *t, uint64_t address, uint64_t count, bool to_ram);
+
 /* ---- The cases, a table a file --------------------------------------------------------------- */
 
 struct case_table {

@@ -7,6 +7,7 @@
 #include "conformance/test.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #define BAR    OB_PCI_REGION_BAR0
@@ -16,8 +17,8 @@
 #define COUNT  0x90u
 #define START  0x98u
 #define TO_RAM 2u
-#define BASE   ((uint64_t)0x100000)
-#define SIZE   ((uint64_t)2 * PAGE)
+#define BASE   EDU_BASE
+#define SIZE   EDU_SIZE
 #define HALF   ((uint64_t)PAGE / 2)
 #define RW     (OB_DMA_READ | OB_DMA_WRITE)
 
@@ -45,6 +46,7 @@ struct memory {
 };
 
 static struct memory memory;
+static int twin_fd; /* that came with the reply to VERSION; -1: none */
 
 static void answer_read(struct test *t, const struct msg *msg, struct ob_wire_dma_access access)
 {
@@ -129,6 +131,7 @@ static void begin(struct test *t, const char *json, uint64_t most)
         t->dev->regions[BAR].size != 0x100000)
         test_not_offered(t, "only QEMU's educational device can be told to do DMA");
     test_is_ok(t, test_version(t, 0, 0, json, strlen(json) + 1), OB_CMD_VERSION);
+    twin_fd = t->in.nfds ? test_keep(t, fcntl(t->in.fds[0], F_DUPFD_CLOEXEC, 0)) : -1;
     test_ok(t, OB_CMD_DEVICE_RESET, NULL, 0);
     command = device_read(t, OB_PCI_REGION_CONFIG, 4, 2);
     device_write(t, OB_PCI_REGION_CONFIG, 4, command | 4, 2); /* bus master */
@@ -138,7 +141,7 @@ static void begin(struct test *t, const char *json, uint64_t most)
     t->serve = serve;
 }
 
-static void begin_plain(struct test *t)
+void edu_begin(struct test *t)
 {
     begin(t, "{\"capabilities\":{\"max_msg_fds\":8}}", OB_DATA_XFER_DEFAULT);
 }
@@ -162,7 +165,7 @@ static void finish(struct test *t)
         ;
 }
 
-static void move(struct test *t, uint64_t address, uint64_t count, bool to_ram)
+void edu_move(struct test *t, uint64_t address, uint64_t count, bool to_ram)
 {
     start(t, address, count, to_ram);
     finish(t);
@@ -171,8 +174,8 @@ static void move(struct test *t, uint64_t address, uint64_t count, bool to_ram)
 /* The first half page through the card into the second page. */
 static void round_trip(struct test *t, const uint8_t *bytes)
 {
-    move(t, BASE, HALF, false);
-    move(t, BASE + PAGE, HALF, true);
+    edu_move(t, BASE, HALF, false);
+    edu_move(t, BASE + PAGE, HALF, true);
     MUST(t, memcmp(bytes, bytes + PAGE, HALF) == 0, "other data came back from the device");
 }
 
@@ -180,7 +183,7 @@ static void round_trip(struct test *t, const uint8_t *bytes)
 
 static void by_message(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE, SIZE);
     round_trip(t, memory.bytes);
     MUST(t, memory.reads == 1 && memory.writes == 1, "%u DMA_READ and %u DMA_WRITE came",
@@ -192,12 +195,12 @@ static void by_descriptor(struct test *t, uint32_t access)
     uint8_t bytes[SIZE];
     int fd;
 
-    begin_plain(t);
+    edu_begin(t);
     fd = test_memfd(t, SIZE);
     MUST(t, pwrite(fd, memory.bytes, SIZE, 0) == SIZE, "a memfd cannot be written");
     map(t, RW | access, fd, BASE, SIZE);
-    move(t, BASE, HALF, false);
-    move(t, BASE + PAGE, HALF, true);
+    edu_move(t, BASE, HALF, false);
+    edu_move(t, BASE + PAGE, HALF, true);
     MUST(t, pread(fd, bytes, SIZE, 0) == SIZE, "a memfd cannot be read");
     MUST(t, memcmp(bytes, bytes + PAGE, HALF) == 0, "other data came back from the device");
     if (memory.reads + memory.writes)
@@ -216,7 +219,7 @@ static void by_file(struct test *t)
 
 static void over_two_mappings(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE, HALF / 2);
     map(t, RW, -1, BASE + HALF / 2, SIZE - HALF / 2);
     round_trip(t, memory.bytes);
@@ -240,45 +243,45 @@ static void nothing_came(struct test *t)
 
 static void not_mapped(struct test *t)
 {
-    begin_plain(t);
-    move(t, BASE, HALF, false);
-    move(t, BASE, HALF, true);
+    edu_begin(t);
+    edu_move(t, BASE, HALF, false);
+    edu_move(t, BASE, HALF, true);
     nothing_came(t);
 }
 
 static void beyond_mapping(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE + SIZE - PAGE, PAGE);
-    move(t, BASE + SIZE - PAGE + 1, PAGE, true);
-    move(t, BASE + SIZE - PAGE - 1, PAGE, true);
+    edu_move(t, BASE + SIZE - PAGE + 1, PAGE, true);
+    edu_move(t, BASE + SIZE - PAGE - 1, PAGE, true);
     nothing_came(t);
 }
 
 static void read_only(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, OB_DMA_READ, -1, BASE, SIZE);
-    move(t, BASE, HALF, true);
+    edu_move(t, BASE, HALF, true);
     nothing_came(t);
 }
 
 static void write_only(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, OB_DMA_WRITE, -1, BASE, SIZE);
-    move(t, BASE, HALF, false);
+    edu_move(t, BASE, HALF, false);
     nothing_came(t);
 }
 
 static void after_unmap(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE, SIZE);
     round_trip(t, memory.bytes);
     memory.reads = memory.writes = 0;
     test_is_ok(t, device_unmap(t, 0, BASE, SIZE), OB_CMD_DMA_UNMAP);
-    move(t, BASE, HALF, true);
+    edu_move(t, BASE, HALF, true);
     nothing_came(t);
 }
 
@@ -286,7 +289,7 @@ static void after_unmap(struct test *t)
 
 static void short_answers(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE, SIZE);
     memory.manner = HALF_OF_IT;
     round_trip(t, memory.bytes);
@@ -309,7 +312,7 @@ static void failing(struct test *t, enum manner manner)
     for (unsigned to_ram = 0; to_ram < 2; to_ram++) {
         memory.manner = manner;
         memory.reads = memory.writes = 0;
-        move(t, BASE, HALF, to_ram);
+        edu_move(t, BASE, HALF, to_ram);
         MUST(t, memory.reads + memory.writes == 1, "%u messages came, though the first one failed",
              memory.reads + memory.writes);
     }
@@ -363,7 +366,7 @@ static void send_others(struct test *t)
 
 static void crossing(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE, SIZE);
     memory.meanwhile = send_others;
     start(t, BASE, HALF, false);
@@ -374,7 +377,7 @@ static void crossing(struct test *t)
         test_is_ok(t, test_reply(t, OB_CMD_DEVICE_GET_INFO, (uint16_t)(crossing_id + i)),
                    OB_CMD_DEVICE_GET_INFO);
     finish(t);
-    move(t, BASE + PAGE, HALF, true);
+    edu_move(t, BASE + PAGE, HALF, true);
     MUST(t, memcmp(memory.bytes, memory.bytes + PAGE, HALF) == 0,
          "other data came back from the device");
 }
@@ -415,7 +418,7 @@ static void send_stray_replies(struct test *t)
 
 static void stray_replies(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE, SIZE);
     memory.meanwhile = send_stray_replies;
     round_trip(t, memory.bytes);
@@ -423,12 +426,37 @@ static void stray_replies(struct test *t)
 
 static void leave_meanwhile(struct test *t)
 {
-    begin_plain(t);
+    edu_begin(t);
     map(t, RW, -1, BASE, SIZE);
     t->serve = NULL;
     start(t, BASE, HALF, false);
     test_hang_up(t);
     test_served(t);
+}
+
+/* ---- What goes with it --------------------------------------------------------------------- */
+
+/* The server's messages come over a socket of their own. */
+static void twin(struct test *t)
+{
+    unsigned main_socket = t->at;
+
+    begin(t, "{\"capabilities\":{\"max_msg_fds\":8,\"twin_socket\":{\"supported\":true}}}",
+          OB_DATA_XFER_DEFAULT);
+    if (twin_fd < 0)
+        test_not_offered(t, "the server has no twin socket");
+    map(t, RW, -1, BASE, SIZE);
+    t->links[t->nlinks] = twin_fd;
+    for (unsigned to_ram = 0; to_ram < 2; to_ram++) {
+        start(t, BASE + to_ram * PAGE, HALF, to_ram);
+        t->at = t->nlinks;
+        MUST(t, test_get(t), "the twin socket was closed");
+        serve(t, &t->in);
+        t->at = main_socket;
+        finish(t);
+    }
+    MUST(t, memcmp(memory.bytes, memory.bytes + PAGE, HALF) == 0,
+         "other data came back from the device");
 }
 
 static const struct entry entries[] = {
@@ -466,6 +494,7 @@ static const struct entry entries[] = {
         stray_replies),
     RAW("transfer/leave-meanwhile", "R-XFER-9 R-LOSS-3", "a client may leave in the middle of it",
         leave_meanwhile),
+    RAW("transfer/twin", "R-TWIN-4", "DMA messages come over the twin socket", twin),
 };
 
 CASES(transfer_cases, entries);
