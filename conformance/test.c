@@ -77,8 +77,15 @@ void test_close_all(struct test *t)
 {
     while (t->in.nfds)
         close(t->in.fds[--t->in.nfds]);
-    while (t->nfds)
-        close(t->fds[--t->nfds]);
+    while (t->nfds) {
+        struct pollfd p = { .fd = t->fds[--t->nfds], .events = POLLIN };
+        uint64_t count;
+
+        /* A server that waits for room in a full eventfd goes on, and the next case has it. */
+        if (poll(&p, 1, 0) == 1 && (p.revents & POLLIN))
+            (void)!read(p.fd, &count, sizeof(count));
+        close(p.fd);
+    }
     for (unsigned i = 0; i < t->nlinks; i++)
         if (t->links[i] >= 0)
             close(t->links[i]);

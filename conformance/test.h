@@ -64,6 +64,7 @@ struct test {
     const char *peer;    /* "the server": who is tested */
     uint64_t random;     /* state of test_random() */
     int64_t deadline_ns; /* of the case */
+    bool patient;        /* the server has been reached before: it is worth waiting for */
 
     int links[TEST_LINKS]; /* -1: closed */
     unsigned nlinks, at;   /* at: the one that the helpers talk through */

@@ -38,14 +38,18 @@ static bool wait_for(const struct test *t, int fd, short events)
 
 /* ---- Connections --------------------------------------------------------------------------- */
 
-/* A full backlog is told by EAGAIN, which poll() does not wait for. */
+/* A full backlog is told by EAGAIN, which poll() does not wait for. A server that was there may be
+ * on its way back: something may start it anew. */
+static bool may_come(const struct test *t, int err)
+{
+    return err == EAGAIN || err == EINTR || (t->patient && (err == ECONNREFUSED || err == ENOENT));
+}
+
 static int connect_to(struct test *t, int fd, const struct sockaddr_un *address)
 {
     while (connect(fd, (const struct sockaddr *)address, sizeof(*address)) != 0) {
-        if (errno != EAGAIN && errno != EINTR)
+        if (!may_come(t, errno) || t->deadline_ns <= test_now_ns())
             return -errno;
-        if (t->deadline_ns - test_now_ns() <= 0)
-            return -ETIMEDOUT;
         poll(NULL, 0, 1);
     }
     return 0;
