@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The conformance suite behind `outboard check`: cases that a vfio-user server is put through, each
- * tied to numbered rules of docs/protocol.md, each on a connection of its own. One thread.
+ * The conformance suite behind `outboard check`: cases that a vfio-user server, or a client, is put
+ * through, each tied to numbered rules of docs/protocol.md, each on a connection of its own. One
+ * thread.
  */
 #ifndef OB_CONFORMANCE_H
 #define OB_CONFORMANCE_H
@@ -18,7 +19,9 @@ enum check_verdict {
 };
 
 struct check_options {
-    const char *path;    /* of the server's socket */
+    const char *path;    /* of the server's socket; of the one to listen on, for a client */
+    const char *run;     /* shell command that starts the client, {} for the path; NULL: it is
+                            started by someone else */
     const char *pattern; /* shell pattern that the ids of the cases match; NULL: all */
     int timeout_ms;      /* for one case */
     uint64_t seed;       /* of what is random */
@@ -47,5 +50,13 @@ int check_list(const char *pattern, void (*each)(void *opaque, const struct chec
 int check_run(const struct check_options *opt,
               void (*done)(void *opaque, const struct check_result *result), void *opaque,
               char *why, size_t why_size);
+
+/* The same for clients. A client connects anew for each case; listening is called when the suite
+ * first waits for it. why also says what is wrong with the path. */
+int check_client_list(const char *pattern, void (*each)(void *opaque, const struct check_case *c),
+                      void *opaque);
+int check_client_run(const struct check_options *opt, void (*listening)(void *opaque),
+                     void (*done)(void *opaque, const struct check_result *result), void *opaque,
+                     char *why, size_t why_size);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* `outboard check`: puts a server through the conformance suite. */
+/* `outboard check`: puts a server, or a client, through the conformance suite. */
 #include "check.h"
 #include "tools.h"
 
@@ -17,7 +17,8 @@ static void print_help(void)
 {
     printf(
         "usage: outboard check SOCKET [options]\n"
-        "       outboard check --list [--only PATTERN]\n"
+        "       outboard check --client SOCKET [--run COMMAND] [options]\n"
+        "       outboard check --list [--client] [--only PATTERN]\n"
         "Puts the vfio-user server on SOCKET through cases, each tied to rules of the protocol's\n"
         "description (docs/protocol.md), each on a connection of its own. A line for each case:\n"
         "  pass           the rule is kept\n"
@@ -32,6 +33,13 @@ static void print_help(void)
         "which is made to do DMA. A server that ends should be started anew by something (a loop\n"
         "in the shell will do); it is given up when three cases in a row found nobody.\n"
         "\n"
+        "With --client it is the server, on SOCKET, of a client that is tested. The client "
+        "connects\n"
+        "anew for each case: COMMAND starts it, with the path in place of {} and in\n"
+        "$OUTBOARD_SOCKET; without --run somebody else does, again and again. It should use all\n"
+        "of the device and then end, with status 0 where nothing was wrong.\n"
+        "\n"
+        "  --run COMMAND    of the shell, starts the client of a case\n"
         "  --only PATTERN   the cases that match it, like 'dma/*'\n"
         "  --list           say which cases there are, with their rules, and stop\n"
         "  --timeout MS     for one case (default %d)\n"
@@ -47,7 +55,7 @@ static void print_help(void)
 struct check_arguments {
     struct check_options opt;
     const char *junit;
-    bool json, list;
+    bool json, list, client;
     bool help;
 };
 
@@ -89,6 +97,12 @@ static int take_option(int c, struct check_arguments *args, char **argv)
             return fail_usage("check", "--seed takes a number, not '%s'", optarg);
         args->opt.seed = (uint64_t)number;
         return 0;
+    case 'c':
+        args->client = true;
+        return 0;
+    case 'r':
+        args->opt.run = optarg;
+        return 0;
     case 'j':
         args->json = true;
         return 0;
@@ -111,6 +125,7 @@ static int parse(int argc, char **argv, struct check_arguments *args)
         { "only", required_argument, NULL, 'o' },    { "list", no_argument, NULL, 'l' },
         { "timeout", required_argument, NULL, 't' }, { "seed", required_argument, NULL, 's' },
         { "json", no_argument, NULL, 'j' },          { "junit", required_argument, NULL, 'x' },
+        { "client", no_argument, NULL, 'c' },        { "run", required_argument, NULL, 'r' },
         { "help", no_argument, NULL, 'h' },          { NULL, 0, NULL, 0 },
     };
     int c, status;
@@ -121,6 +136,8 @@ static int parse(int argc, char **argv, struct check_arguments *args)
         if (status || args->help)
             return status;
     }
+    if (args->opt.run && !args->client)
+        return fail_usage("check", "--run is for --client");
     if (args->list && optind == argc)
         return 0;
     if (optind == argc)
@@ -136,7 +153,7 @@ static int parse(int argc, char **argv, struct check_arguments *args)
 
 struct run {
     struct check_report report;
-    bool text;
+    const struct check_arguments *args;
     int rc;
 };
 
@@ -152,10 +169,28 @@ static void case_done(void *opaque, const struct check_result *result)
 
     if (run->rc == 0)
         run->rc = check_report_add(&run->report, result);
-    if (run->text) {
+    if (!run->args->json) {
         check_print_result(result, stdout);
         fflush(stdout);
     }
+}
+
+/* A person, or a script, has to start the client now. */
+static void print_instructions(void *opaque)
+{
+    const struct run *run = opaque;
+    const char *path = run->args->opt.path;
+
+    if (run->args->opt.run)
+        return;
+    fprintf(
+        stderr,
+        "outboard check: waiting for the client on %s; it has to connect anew for each case.\n"
+        "For the device in QEMU, for example, in another terminal, until this ends:\n"
+        "  while test -S %s; do outboard qemu -- timeout 10 qemu-system-x86_64 -accel tcg -S \\\n"
+        "    -nodefaults -display none -device vfio-user-pci,socket=%s; done\n"
+        "(or give that with --run and {} for the path: then each case starts its own)\n",
+        path, path, path);
 }
 
 static int write_junit(const struct check_report *report, FILE *out, const char *path)
@@ -171,10 +206,12 @@ static int write_junit(const struct check_report *report, FILE *out, const char 
 
 static int run_all(const struct check_arguments *args, FILE *junit)
 {
-    struct run run = { .report = { .path = args->opt.path, .seed = args->opt.seed },
-                       .text = !args->json };
+    struct run run = { .report = { .path = args->opt.path, .seed = args->opt.seed }, .args = args };
     char why[256];
-    int status = 0, rc = check_run(&args->opt, case_done, &run, why, sizeof(why));
+    int status = 0;
+    int rc = args->client ? check_client_run(&args->opt, print_instructions, case_done, &run, why,
+                                             sizeof(why))
+                          : check_run(&args->opt, case_done, &run, why, sizeof(why));
 
     if (rc > 0 && run.rc == 0 && args->json)
         run.rc = check_print_json(&run.report, stdout);
@@ -208,7 +245,8 @@ int cmd_check(int argc, char **argv)
         return 0;
     }
     if (args.list) {
-        int count = check_list(args.opt.pattern, print_case, NULL);
+        int count = args.client ? check_client_list(args.opt.pattern, print_case, NULL)
+                                : check_list(args.opt.pattern, print_case, NULL);
 
         return count < 0    ? fail("check", "out of memory")
                : count == 0 ? fail_usage("check", "no case matches '%s'", args.opt.pattern)

@@ -15,7 +15,7 @@ static const struct command commands[] = {
     { "serve", "NAME SOCKET [...]", "serve a PCI device on a socket", cmd_serve },
     { "qemu", "[options] [--] QEMU ...", "run QEMU with the device vfio-user-pci in it", cmd_qemu },
     { "info", "SOCKET [--json]", "say what device is behind a socket", cmd_info },
-    { "check", "SOCKET [...]", "test whether a server keeps to the protocol", cmd_check },
+    { "check", "SOCKET [...]", "test whether a server or client keeps to the protocol", cmd_check },
     { "help", "[COMMAND]", "say what a command does", cmd_help },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -1,0 +1,130 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""`outboard check --client`: our library and the device in QEMU pass it, broken clients are caught."""
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+from case import BUILD, OUTBOARD, ROOT, case, main
+from qtest import plugin, qemu
+
+BROKEN = ROOT / "tests/lib/broken_client.py"
+
+
+def check(tmp, run, *words):
+    done = subprocess.run([OUTBOARD, "check", "--client", tmp / "s", "--run", run, "--json", *map(str, words)],
+                          capture_output=True, text=True)
+    assert done.returncode in (0, 1) and done.stdout, done
+    assert not (tmp / "s").exists()
+    return done, json.loads(done.stdout)
+
+
+def passes(tmp, run, *words):
+    done, report = check(tmp, run, "--timeout", 20000, *words)
+    bad = [c for c in report["cases"] if c["verdict"] in ("fail", "deviation")]
+    assert (done.returncode, bad, done.stderr) == (0, [], ""), (done.returncode, bad, done.stderr)
+    return report["summary"]
+
+
+@case("library-passes-all", timeout_s=300)
+def _(tmp):
+    summary = passes(tmp, f"exec {shlex.quote(str(BUILD))}/tests/conformance-client {{}}")
+    assert summary["pass"] >= 300 and summary["not_offered"] == 0, summary
+
+
+QEMU_CASES = ["sent/*", "version/[a-m]*", "region/*", "config/*", "irq/*", "dma-*", "loss/a*", "reply/version-*",
+              "reply/device-get-info-*", "refusal/region-read-*"]
+
+
+for pattern in QEMU_CASES:
+    @case("qemu-passes-" + re.sub(r"[^a-z]+", "-", pattern).strip("-"), timeout_s=400)
+    def _(tmp, pattern=pattern):
+        command = shlex.join([qemu(), "-plugin", plugin(), "-accel", "tcg", "-machine", "q35", "-nodefaults", "-display",
+                              "none", "-m", "8", "-S", "-device", "vfio-user-pci,socket={}"])
+        summary = passes(tmp, "exec " + command, "--only", pattern)
+        assert summary["pass"] > summary["not_offered"], summary
+
+
+@case("every-case-is-tied-to-rules-that-are-written-down")
+def _(tmp):
+    written = set(re.findall(r"^\*\*(R-[A-Z]+-\d+)\*\*", (ROOT / "docs/protocol.md").read_text(), re.M))
+    lines = subprocess.run([OUTBOARD, "check", "--list", "--client"], capture_output=True, text=True).stdout.splitlines()
+    ids = [line.split()[0] for line in lines]
+    assert len(ids) >= 300 and len(set(ids)) == len(ids), [i for i in ids if ids.count(i) > 1]
+    for line in lines:
+        rules = re.search(r" \((R-[^()]*)\)$", line)
+        assert rules and set(rules.group(1).split()) <= written, line
+
+
+# what a client does wrong, and the case that says so
+BREAKAGES = {
+    "nothing": None,
+    "skips-version": "sent/version-first",
+    "version-without-nul": "sent/version-json",
+    "sets-error-number": "sent/error-number",
+    "sets-flags": "sent/header-flags",
+    "fills-reserved": "sent/device-info-reserved",
+    "short-request": "sent/sizes",
+    "fd-on-request": "sent/fds-where-used",
+    "small-argsz": "sent/argsz",
+    "empty-mapping": "sent/map-range",
+    "mapping-beyond-file": "sent/map-file",
+    "overlapping-mapping": "sent/map-overlap",
+    "unmaps-nothing": "sent/unmap-exact",
+    "large-transfers": "sent/small-transfers",
+    "two-irq-actions": "sent/irq-flags",
+    "too-many-vectors": "sent/irq-vectors",
+    "no-eventfd": "sent/irq-eventfds",
+    "fds-to-none": "sent/no-fd",
+    "ignores-ids": "reply/device-get-info-wrong-id",
+    "ignores-commands": "reply/device-get-info-wrong-command",
+    "ignores-sizes": "reply/device-get-info-one-byte-short",
+    "ignores-flags": "reply/device-get-info-undefined-flags",
+    "ignores-types": "reply/device-get-info-undefined-type",
+    "ignores-major": "version/major",
+    "ignores-json": "version/not-json",
+    "keeps-fds": "reply/device-get-info-closes-fds",
+    "expects-whole-messages": "reply/device-get-info-split",
+    "answers-unknown": "command/19-is-refused",
+    "dies-of-refusals": "refusal/device-get-info-refused",
+    "hangs-at-the-end": "loss/device-get-info-unanswered",
+    "leaves-at-commands": "command/4-is-refused",
+    "reads-anything": "dma-read/nowhere",
+    "wrong-data": "memory/read-and-write",
+    "answers-no-reply": "command/no-reply",
+}
+
+
+for breakage, caught in BREAKAGES.items():
+    @case(f"broken-client-{breakage}")
+    def _(tmp, breakage=breakage, caught=caught):
+        run = f"exec {shlex.quote(str(BROKEN))} {breakage} {{}}"
+        if caught is None:
+            for name in filter(None, BREAKAGES.values()):
+                passes(tmp, run, "--only", name)
+            return
+        done, report = check(tmp, run, "--only", caught, "--timeout", 4000)
+        verdicts = [c["verdict"] for c in report["cases"]]
+        assert (done.returncode, verdicts) == (1, ["fail"]), (done.stdout, done.stderr)
+        assert report["cases"][0]["why"] and report["cases"][0]["bytes"], report
+
+
+@case("client-that-never-connects")
+def _(tmp):
+    done = subprocess.run([OUTBOARD, "check", "--client", tmp / "s", "--run", "exit 3"], capture_output=True, text=True)
+    assert done.returncode == 1 and "ended without having connected" in done.stderr, done
+
+
+@case("path-in-use-is-left-alone")
+def _(tmp):
+    (tmp / "s").write_text("mine")
+    done = subprocess.run([OUTBOARD, "check", "--client", tmp / "s"], capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot listen" in done.stderr, done
+    assert (tmp / "s").read_text() == "mine"
+
+
+main()

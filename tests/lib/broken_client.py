@@ -1,0 +1,197 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""A client with one thing wrong: broken_client.py WRONG SOCKET. With "nothing" it keeps the rules that it knows.
+
+For the test of `outboard check --client`, which must find out."""
+import array
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+
+VERSION, DMA_MAP, DMA_UNMAP, GET_INFO, REGION_INFO, IRQ_INFO, SET_IRQS, REGION_READ, RESET = 1, 2, 3, 4, 5, 7, 8, 9, 13
+DMA_READ, DMA_WRITE = 11, 12
+HEADER = struct.Struct("<HHIII")
+ADDRESS, SIZE = 0x100000, 0x200000
+WRONG, PATH = sys.argv[1:]
+
+
+class Broken(Exception):
+    """The server broke a rule, or left."""
+
+
+class Client:
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(PATH)
+        self.next_id = 1
+        self.kept = []
+        self.memory = memoryview(bytearray(SIZE))
+        self.fds_taken = 1
+        self.largest = 1 << 20
+
+    def receive(self, size):
+        data = b""
+        while len(data) < size:
+            piece, ancillary, _, _ = self.socket.recvmsg(size - len(data), socket.CMSG_SPACE(253 * 4))
+            for _, _, body in ancillary:
+                fds = array.array("i")
+                fds.frombytes(body[:len(body) - len(body) % 4])
+                if WRONG == "keeps-fds":
+                    self.kept += fds
+                else:
+                    for fd in fds:
+                        os.close(fd)
+                self.fds_came = len(fds)
+            if not piece:
+                raise Broken("the server left")
+            data += piece
+            if WRONG == "expects-whole-messages" and len(data) < size:
+                raise Broken("a message in pieces")
+        return data
+
+    def message(self):
+        self.fds_came = 0
+        msg_id, cmd, size, flags, error = HEADER.unpack(self.receive(HEADER.size))
+        if size < HEADER.size:
+            raise Broken("a short message")
+        return msg_id, cmd, flags, error, self.receive(size - HEADER.size)
+
+    def ask(self, cmd, payload=b"", fds=(), flags=0, least=0, most=1 << 20):
+        """The reply's payload, or None after a refusal."""
+        self.next_id = msg_id = self.next_id + 1
+        error = 7 if WRONG == "sets-error-number" else 0
+        if WRONG == "sets-flags":
+            flags |= 0x100
+        header = HEADER.pack(msg_id, cmd, HEADER.size + len(payload), flags, error)
+        socket.send_fds(self.socket, [header + payload], list(fds)) if fds else self.socket.sendall(header + payload)
+        while True:
+            got_id, got_cmd, got_flags, error, reply = self.message()
+            if got_flags & 15 != 0:
+                break
+            self.serve(got_id, got_cmd, got_flags, reply)
+        if got_flags & 15 != 1 and WRONG != "ignores-types" or got_flags & ~0x21 & ~15 and WRONG != "ignores-flags":
+            raise Broken("undefined flags")
+        if got_id != msg_id and WRONG != "ignores-ids" or got_cmd != cmd and WRONG != "ignores-commands":
+            raise Broken("another command's reply")
+        if got_flags & 0x20:
+            if WRONG == "dies-of-refusals":
+                os.kill(os.getpid(), signal.SIGABRT)
+            return None
+        if not least <= len(reply) <= most and WRONG not in ("ignores-sizes", "ignores-commands"):
+            raise Broken("a reply of the wrong size")
+        return reply
+
+    def serve(self, msg_id, cmd, flags, payload):
+        if WRONG == "leaves-at-commands" and cmd not in (DMA_READ, DMA_WRITE):
+            raise Broken("a command")
+        reply = self.transfer(cmd, payload) if cmd in (DMA_READ, DMA_WRITE) and not self.fds_came else None
+        if cmd not in (DMA_READ, DMA_WRITE) and WRONG == "answers-unknown":
+            reply = b""
+        if flags & 0x10 and WRONG != "answers-no-reply":
+            return
+        if flags & ~0x10:
+            reply = None
+        error = 22 if reply is None else 0
+        reply = reply or b""
+        self.socket.sendall(HEADER.pack(msg_id, cmd, HEADER.size + len(reply), 0x21 if error else 1, error) + reply)
+
+    def transfer(self, cmd, payload):
+        if len(payload) < 16 or cmd == DMA_READ and len(payload) != 16:
+            return None
+        address, count = struct.unpack_from("<QQ", payload)
+        start = address - ADDRESS
+        if not 0 <= start <= SIZE or count > min(SIZE - start, 1 << 20):
+            return payload[:16] + bytes(count) if WRONG == "reads-anything" and count <= 1 << 20 else None
+        if cmd == DMA_WRITE:
+            if len(payload) != 16 + count:
+                return None
+            if WRONG != "wrong-data":
+                self.memory[start:start + count] = payload[16:]
+            return payload[:16]
+        return payload + bytes(self.memory[start:start + count])
+
+    # what it uses
+
+    def version(self):
+        if WRONG == "skips-version":
+            return
+        nul = b"" if WRONG == "version-without-nul" else b"\0"
+        reply = self.ask(VERSION, struct.pack("<HH", 0, 0) + b'{"capabilities":{"max_msg_fds":8}}' + nul, least=4)
+        if reply is None:
+            raise Broken("refused")
+        if reply[:2] != b"\0\0" and WRONG != "ignores-major":
+            raise Broken("another version")
+        try:
+            said = json.loads(reply[4:].split(b"\0")[0] or b"{}").get("capabilities", {})
+        except ValueError as why:
+            if WRONG != "ignores-json":
+                raise Broken("no JSON") from why
+            said = {}
+        self.fds_taken = said.get("max_msg_fds", 1)
+        self.largest = said.get("max_data_xfer_size", 1 << 20)
+
+    def info(self):
+        request = struct.pack("<IIII", 8 if WRONG == "small-argsz" else 16, 0, 9 if WRONG == "fills-reserved" else 0, 0)
+        if WRONG == "short-request":
+            request = request[:8]
+        self.ask(GET_INFO, request, [0] if WRONG == "fd-on-request" else [], least=16, most=16)
+
+    def map(self, address, size, fd, fd_offset=0):
+        fds = [fd] if self.fds_taken or WRONG == "fds-to-none" else []
+        self.ask(DMA_MAP, struct.pack("<IIQQQ", 32, 3, fd_offset, address, size), fds, most=0)
+
+    def unmap(self, address, size):
+        self.ask(DMA_UNMAP, struct.pack("<IIQQ", 24, 0, address, size), most=24)
+
+    def use_memory(self):
+        fd = os.memfd_create("memory")
+        os.ftruncate(fd, SIZE)
+        self.map(ADDRESS, 0 if WRONG == "empty-mapping" else SIZE, fd, 4096 if WRONG == "mapping-beyond-file" else 0)
+        if WRONG == "overlapping-mapping":
+            self.map(ADDRESS + 4096, 4096, fd)
+        os.close(fd)
+
+    def use_irqs(self):
+        self.ask(IRQ_INFO, struct.pack("<IIII", 16, 0, 2, 0), least=16, most=16)
+        fd = os.memfd_create("no") if WRONG == "no-eventfd" else os.eventfd(0)
+        flags, count = 0x34 if WRONG == "two-irq-actions" else 0x24, 9 if WRONG == "too-many-vectors" else 1
+        if self.fds_taken:
+            self.ask(SET_IRQS, struct.pack("<IIIII", 20, flags, 2, 0, count), [fd] * count)
+        os.close(fd)
+
+    def read(self, region, offset, count):
+        piece = count if WRONG == "large-transfers" else min(count, self.largest)
+        for at in range(offset, offset + count, piece):
+            wanted = min(piece, offset + count - at)
+            reply = self.ask(REGION_READ, struct.pack("<QII", at, region, wanted))
+            if reply is not None and len(reply) != 16 + wanted:
+                raise Broken("not what was asked for")
+
+    def use(self):
+        self.version()
+        self.info()
+        self.use_memory()
+        self.ask(REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 7, 0, 0, 0), least=32, most=32)
+        self.use_irqs()
+        self.read(7, 0, 64)
+        self.ask(RESET)
+        self.unmap(ADDRESS + (4096 if WRONG == "unmaps-nothing" else 0), SIZE)
+        self.info()
+
+
+def main():
+    client = Client()
+    try:
+        client.use()
+    except (Broken, OSError) as why:
+        if WRONG == "hangs-at-the-end":
+            time.sleep(3600)
+        client.socket.close()
+        sys.exit(f"{why}")
+
+
+main()
