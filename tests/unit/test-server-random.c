@@ -73,6 +73,11 @@ static int on_reset(void *opaque)
     return 0;
 }
 
+static void on_bell(void *opaque)
+{
+    on_reset(opaque);
+}
+
 static void on_unmap(void *opaque, uint64_t address, uint64_t size)
 {
     (void)address, (void)size;
@@ -102,7 +107,23 @@ static void build(struct device *device, int fd)
     CHECK(ob_pci_add_pm(server) > 0 && ob_pci_add_pcie(server) > 0 &&
           ob_pci_add_msi(server, 8) > 0 &&
           ob_pci_add_msix(server, 8, 0, PAGE, 0, 2 * PAGE - 8) > 0);
+    CHECK_INT(
+        ob_server_add_ioeventfd(server, 0, &(struct ob_ioeventfd){ 8, 4, 0, 0 }, on_bell, device),
+        0);
     ob_server_set_timeout(server, 0); /* nobody answers a DMA message in time */
+}
+
+static size_t fill_multi(uint8_t *payload)
+{
+    struct ob_wire_write_multi head = { rnd(9) };
+
+    memcpy(payload, &head, sizeof(head));
+    for (uint64_t i = 0; i < head.count; i++) {
+        struct ob_wire_write_multi_entry entry = { number(), rnd(9), rnd(10), { 0 } };
+
+        memcpy(payload + sizeof(head) + i * sizeof(entry), &entry, sizeof(entry));
+    }
+    return sizeof(head) + head.count * sizeof(struct ob_wire_write_multi_entry);
 }
 
 static size_t fill(uint16_t cmd, uint8_t *payload)
@@ -137,6 +158,8 @@ static size_t fill(uint16_t cmd, uint8_t *payload)
     case OB_CMD_DEVICE_GET_REGION_IO_FDS:
         memcpy(payload, info, 16);
         return 16;
+    case OB_CMD_REGION_WRITE_MULTI:
+        return fill_multi(payload);
     case OB_CMD_DEVICE_RESET:
         return 0;
     default:
@@ -206,6 +229,16 @@ static void step(struct ob_server *server)
         CHECK_INT(ob_server_step(server), 0);
 }
 
+/* With a second socket, which this client closes at once, the connection is short. */
+static const char *greeting(void)
+{
+    static const char both[] = "{\"capabilities\":{\"max_msg_fds\":8,\"write_multiple\":true}}";
+    static const char twin[] = "{\"capabilities\":{\"twin_socket\":{\"supported\":true}}}";
+    uint32_t choice = rnd(6);
+
+    return choice < 3 ? NULL : choice < 5 ? both : twin;
+}
+
 TEST_TIMEOUT(random_clients, "clients-that-send-anything-do-no-harm", 120)
 {
     struct device device = { 0 };
@@ -217,7 +250,7 @@ TEST_TIMEOUT(random_clients, "clients-that-send-anything-do-no-harm", 120)
         state = round;
         peer_connect(&peer, device.server);
         if (round % 10)
-            CHECK_INT(peer_negotiate(&peer, NULL), 0);
+            CHECK_INT(peer_negotiate(&peer, greeting()), 0);
         for (unsigned i = rnd(200); i > 0; i--) {
             send_something(&peer, memory);
             step(device.server);
