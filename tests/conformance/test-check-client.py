@@ -113,6 +113,20 @@ for breakage, caught in BREAKAGES.items():
         assert report["cases"][0]["why"] and report["cases"][0]["bytes"], report
 
 
+@case("client-started-by-somebody-else")
+def _(tmp):
+    suite = subprocess.Popen([OUTBOARD, "check", "--client", tmp / "s", "--only", "irq/*"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+    try:
+        assert "waiting for the client" in suite.stderr.readline()
+        while suite.poll() is None:
+            subprocess.run([BUILD / "tests/conformance-client", tmp / "s"], stderr=subprocess.DEVNULL)
+        assert suite.returncode == 0 and "0 failed, 0 not offered" in suite.stdout.read()
+    finally:
+        suite.kill()
+        suite.communicate()
+
+
 @case("client-that-never-connects")
 def _(tmp):
     done = subprocess.run([OUTBOARD, "check", "--client", tmp / "s", "--run", "exit 3"], capture_output=True, text=True)
