@@ -24,6 +24,9 @@
 #define PLAY_IRQS    5u
 #define PLAY_VECTORS 4u
 
+/* Not an address that any machine has memory at. */
+#define NOWHERE (1ull << 62)
+
 struct mapping {
     uint32_t flags;
     uint64_t address, size, offset;
@@ -58,7 +61,6 @@ struct play {
     uint8_t config[PLAY_CONFIG];
     struct mapping maps[PLAY_MAPS];
     unsigned nmaps;
-    uint32_t max_maps; /* ever at a time */
     /* Sees each command before it is answered; may fail the case. */
     void (*look)(struct test *t);
     unsigned looked;      /* for look(): commands that it was about */
@@ -100,11 +102,9 @@ void play_goes_on(struct test *t);
 void play_ends(struct test *t);
 /* Either of both, but neither hang nor crash. */
 void play_either(struct test *t);
-/* Sends a command of the server. */
-uint16_t play_command(struct test *t, uint16_t cmd, uint32_t flags, const void *payload, size_t len,
-                      const int *fds, unsigned nfds);
-/* Waits for the reply to it; what the client sends meanwhile is served. The errno that it carries,
- * 0 after a success, -1 when the connection was closed instead. The reply is in t->in. */
+/* Waits for the reply to a command of the server (test_send_all()); what the client sends meanwhile
+ * is served. The errno that it carries, 0 after a success, -1 when the connection was closed
+ * instead. The reply is in t->in. */
 int play_reply(struct test *t, uint16_t cmd, uint16_t id);
 
 /* ---- The process (client_process.c) -------------------------------------------------------- */

@@ -7,8 +7,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define NOWHERE (1ull << 62)
-
 static const struct ob_wire_dma_access nowhere = { NOWHERE, 8 };
 
 /* The client is connected, and its next command unanswered. */
@@ -32,7 +30,7 @@ static void is_refused(struct test *t, uint16_t cmd, uint16_t id)
 static void refuses(struct test *t, uint16_t cmd, uint32_t flags, const void *payload, size_t len)
 {
     begin(t);
-    is_refused(t, cmd, play_command(t, cmd, flags, payload, len, NULL, 0));
+    is_refused(t, cmd, test_send_all(t, cmd, flags, payload, len, NULL, 0));
     play_goes_on(t);
 }
 
@@ -94,35 +92,35 @@ static void undefined_flags(struct test *t)
 static void undefined_type(struct test *t)
 {
     begin(t);
-    play_command(t, OB_CMD_DMA_READ, 3, &nowhere, sizeof(nowhere), NULL, 0);
+    test_send_all(t, OB_CMD_DMA_READ, 3, &nowhere, sizeof(nowhere), NULL, 0);
     play_ends(t);
 }
 
 static void error_flag(struct test *t)
 {
     begin(t);
-    play_command(t, OB_CMD_DMA_READ, OB_HDR_ERROR, &nowhere, sizeof(nowhere), NULL, 0);
+    test_send_all(t, OB_CMD_DMA_READ, OB_HDR_ERROR, &nowhere, sizeof(nowhere), NULL, 0);
     play_either(t);
 }
 
 static void stray_reply(struct test *t)
 {
     begin(t);
-    play_command(t, OB_CMD_DMA_READ, OB_HDR_REPLY, &nowhere, sizeof(nowhere), NULL, 0);
+    test_send_all(t, OB_CMD_DMA_READ, OB_HDR_REPLY, &nowhere, sizeof(nowhere), NULL, 0);
     play_ends(t);
 }
 
 static void unknown_no_reply(struct test *t)
 {
     begin(t);
-    play_command(t, 99, OB_HDR_NO_REPLY, NULL, 0, NULL, 0);
+    test_send_all(t, 99, OB_HDR_NO_REPLY, NULL, 0, NULL, 0);
     play_goes_on(t);
 }
 
 static void no_reply(struct test *t)
 {
     begin(t);
-    play_command(t, OB_CMD_DMA_READ, OB_HDR_NO_REPLY, &nowhere, sizeof(nowhere), NULL, 0);
+    test_send_all(t, OB_CMD_DMA_READ, OB_HDR_NO_REPLY, &nowhere, sizeof(nowhere), NULL, 0);
     play_goes_on(t);
 }
 
@@ -131,7 +129,7 @@ static void same_ids(struct test *t)
     begin(t);
     for (unsigned i = 0; i < 8; i++) {
         t->next_id = 0;
-        play_command(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), NULL, 0);
+        test_send_all(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), NULL, 0);
     }
     for (unsigned i = 0; i < 8; i++)
         is_refused(t, OB_CMD_DMA_READ, 0);
@@ -238,7 +236,7 @@ static void with_fds(struct test *t, unsigned nfds)
     for (unsigned i = 0; i < nfds; i++)
         fds[i] = pair[1];
     is_refused(t, OB_CMD_DMA_READ,
-               play_command(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), fds, nfds));
+               test_send_all(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), fds, nfds));
     test_close(t, pair[1]);
     play_goes_on(t);
     test_await_hang_up(t, pair[0], "a descriptor of a command");
@@ -275,7 +273,7 @@ static void pipelined(struct test *t)
     begin(t);
     first = t->next_id;
     for (unsigned i = 0; i < 100; i++)
-        play_command(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), NULL, 0);
+        test_send_all(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), NULL, 0);
     for (unsigned i = 0; i < 100; i++)
         is_refused(t, OB_CMD_DMA_READ, (uint16_t)(first + i));
     play_goes_on(t);

@@ -209,8 +209,6 @@ static void dma_map(struct test *t, struct answer *a)
         fd = fcntl(t->in.fds[0], F_DUPFD_CLOEXEC, 0);
     MUST(t, !t->in.nfds || fd >= 0, "no file descriptor: %s", strerror(errno));
     p->maps[p->nmaps++] = (struct mapping){ map.flags, map.address, map.size, map.offset, fd };
-    if (p->nmaps > p->max_maps)
-        p->max_maps = p->nmaps;
 }
 
 static void forget(struct play *p, unsigned i)

@@ -24,7 +24,7 @@ static int transfer(struct test *t, uint16_t cmd, uint64_t address, const void *
     memcpy(payload, &access, sizeof(access));
     if (write)
         memcpy(payload + ACCESS, data, count);
-    got = play_reply(t, cmd, play_command(t, cmd, 0, payload, len, NULL, 0));
+    got = play_reply(t, cmd, test_send_all(t, cmd, 0, payload, len, NULL, 0));
     MUST(t, got >= 0, "the client ended the connection");
     if (got > 0)
         return got;
@@ -190,7 +190,7 @@ static void no_reply_write(struct test *t)
     memcpy(payload + ACCESS, t->in.data + ACCESS, 8);
     memcpy(payload, &access, sizeof(access));
     payload[ACCESS] ^= 0xff;
-    play_command(t, OB_CMD_DMA_WRITE, OB_HDR_NO_REPLY, payload, sizeof(payload), NULL, 0);
+    test_send_all(t, OB_CMD_DMA_WRITE, OB_HDR_NO_REPLY, payload, sizeof(payload), NULL, 0);
     works(t, OB_CMD_DMA_READ, m.address, NULL, 8);
     MUST(t, memcmp(t->in.data + ACCESS, payload + ACCESS, 8) == 0, "the write was not done");
     payload[ACCESS] ^= 0xff;

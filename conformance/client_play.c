@@ -10,9 +10,6 @@
 /* A client that has said nothing for so long has nothing more to say. */
 #define SILENCE_MS 1500
 
-/* Not an address that any machine has memory at. */
-#define NOWHERE (1ull << 62)
-
 struct play *play_of(const struct test *t)
 {
     return t->opaque;
@@ -162,12 +159,6 @@ void play_out(struct test *t)
 
 /* ---- Commands of the server ---------------------------------------------------------------- */
 
-uint16_t play_command(struct test *t, uint16_t cmd, uint32_t flags, const void *payload, size_t len,
-                      const int *fds, unsigned nfds)
-{
-    return test_send_all(t, cmd, flags, payload, len, fds, nfds);
-}
-
 static void check_reply(struct test *t, uint16_t cmd)
 {
     const struct ob_wire_hdr *hdr = &t->in.hdr;
@@ -209,7 +200,7 @@ static uint16_t probe(struct test *t)
 {
     const struct ob_wire_dma_access access = { NOWHERE, 8 };
 
-    return play_command(t, OB_CMD_DMA_READ, OB_HDR_COMMAND, &access, sizeof(access), NULL, 0);
+    return test_send_all(t, OB_CMD_DMA_READ, OB_HDR_COMMAND, &access, sizeof(access), NULL, 0);
 }
 
 /* Of a client that takes no commands: whether it goes on with its own. Mappings may be under way

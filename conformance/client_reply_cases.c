@@ -28,7 +28,7 @@ static void split(struct test *t)
 /* The reply, and two commands behind it, in one piece. */
 static void merged(struct test *t)
 {
-    struct ob_wire_dma_access nowhere = { 1ull << 62, 8 };
+    struct ob_wire_dma_access nowhere = { NOWHERE, 8 };
     struct ob_wire_hdr hdr = { 0x7001, OB_CMD_DMA_READ, sizeof(hdr) + sizeof(nowhere), 0, 0 };
     struct answer *a = until(t);
     static uint8_t bytes[OB_MSG_MAX + 128];
@@ -61,7 +61,7 @@ static void error_number_ignored(struct test *t)
 /* Commands of the server that come while its reply is waited for. */
 static void crossing(struct test *t)
 {
-    const struct ob_wire_dma_access nowhere = { 1ull << 62, 8 };
+    const struct ob_wire_dma_access nowhere = { NOWHERE, 8 };
     struct play *p = play_of(t);
     struct answer *a = until(t);
     int got;
@@ -70,7 +70,7 @@ static void crossing(struct test *t)
         test_not_offered(t, "the client takes no commands");
     p->hold = true;
     got = play_reply(t, OB_CMD_DMA_READ,
-                     play_command(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), NULL, 0));
+                     test_send_all(t, OB_CMD_DMA_READ, 0, &nowhere, sizeof(nowhere), NULL, 0));
     MUST(t, got >= 0, "the client ended the connection");
     MUST(t, got > 0, "memory that was never offered can be read");
     play_release(t, a);
@@ -89,7 +89,7 @@ static void same_id(struct test *t)
     p->hold = true;
     t->next_id = a->hdr.msg_id;
     got = play_reply(t, OB_CMD_DEVICE_RESET,
-                     play_command(t, OB_CMD_DEVICE_RESET, 0, NULL, 0, NULL, 0));
+                     test_send_all(t, OB_CMD_DEVICE_RESET, 0, NULL, 0, NULL, 0));
     MUST(t, got >= 0, "the client ended the connection");
     MUST(t, got > 0, "the client takes a command that is not the server's");
     play_release(t, a);

@@ -115,7 +115,7 @@ static void begin(struct runner *r, const struct entry *entry)
     t->deadline_ns = test_now_ns() + (int64_t)r->opt->timeout_ms * 1000000;
 }
 
-/* Runs it; *output gets what the client printed, if it failed. */
+/* Runs it; *bytes gets what was exchanged and printed, if it failed. */
 static void run_entry(struct runner *r, const struct entry *entry, char **bytes)
 {
     struct test *t = &r->test;

@@ -113,7 +113,7 @@ static void command_before(struct test *t)
     if (!play_of(t)->probes)
         test_not_offered(t, "the client takes no commands");
     play_of(t)->hold = true;
-    id = play_command(t, OB_CMD_DMA_READ, 0, &access, sizeof(access), NULL, 0);
+    id = test_send_all(t, OB_CMD_DMA_READ, 0, &access, sizeof(access), NULL, 0);
     got = play_reply(t, OB_CMD_DMA_READ, id);
     MUST(t, got != 0, "a command before VERSION was answered with success");
     if (got < 0)
@@ -170,13 +170,13 @@ static void twin_not_a_socket(struct test *t)
 
 static void twin_used(struct test *t)
 {
-    const struct ob_wire_dma_access access = { 1ull << 62, 8 };
+    const struct ob_wire_dma_access access = { NOWHERE, 8 };
     uint16_t id;
 
     twin_pair(t);
     play_send(t, play_until(t, OB_CMD_DEVICE_GET_INFO));
     t->at = 1;
-    id = play_command(t, OB_CMD_DMA_READ, 0, &access, sizeof(access), NULL, 0);
+    id = test_send_all(t, OB_CMD_DMA_READ, 0, &access, sizeof(access), NULL, 0);
     /* The client serves it while it waits, or when it has nothing else to do. */
     t->at = 0;
     play_send(t, play_until(t, OB_CMD_DEVICE_GET_REGION_INFO));
@@ -186,12 +186,12 @@ static void twin_used(struct test *t)
 
 static void twin_wrong_socket(struct test *t)
 {
-    const struct ob_wire_dma_access access = { 1ull << 62, 8 };
+    const struct ob_wire_dma_access access = { NOWHERE, 8 };
     int got;
 
     twin_pair(t);
     got = play_reply(t, OB_CMD_DMA_READ,
-                     play_command(t, OB_CMD_DMA_READ, 0, &access, sizeof(access), NULL, 0));
+                     test_send_all(t, OB_CMD_DMA_READ, 0, &access, sizeof(access), NULL, 0));
     MUST(t, got > 0, "a command on the wrong socket was not refused");
 }
 
