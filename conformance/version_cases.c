@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define VERSION_BYTES ((uint32_t)sizeof(struct ob_wire_version))
 
@@ -301,6 +302,7 @@ static void twin_socket(struct test *t)
          t->in.nfds);
     MUST(t, getsockopt(t->in.fds[at], SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM,
          "the twin socket is no stream socket");
+    test_keep(t, dup(t->in.fds[at])); /* its end would be the end of the connection */
     test_alive(t);
 }
 
