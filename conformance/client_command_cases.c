@@ -260,7 +260,9 @@ static void split(struct test *t)
     begin(t);
     memcpy(bytes, &hdr, sizeof(hdr));
     memcpy(bytes + sizeof(hdr), &nowhere, sizeof(nowhere));
-    for (size_t i = 0; i < sizeof(bytes); i++)
+    test_put(t, bytes, 1, NULL, 0);
+    test_settle(t);
+    for (size_t i = 1; i < sizeof(bytes); i++)
         test_put(t, bytes + i, 1, NULL, 0);
     is_refused(t, OB_CMD_DMA_READ, hdr.msg_id);
     play_goes_on(t);

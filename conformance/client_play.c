@@ -60,6 +60,7 @@ void play_send_split(struct test *t, struct answer *a)
 
     finish(a, bytes, &len);
     test_put(t, bytes, 1, a->fds, a->nfds);
+    test_settle(t);
     for (size_t i = 1; i < len; i++)
         test_put(t, bytes + i, 1, NULL, 0);
 }

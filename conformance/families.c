@@ -7,12 +7,7 @@
 #include "conformance/test.h"
 
 #include <fcntl.h>
-#include <linux/sockios.h>
-#include <poll.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
-
-#define SETTLE_MS 10
 
 static uint16_t command(const struct test *t)
 {
@@ -284,19 +279,6 @@ static size_t whole_request(struct test *t, unsigned n, uint8_t *bytes)
     return hdr.msg_size;
 }
 
-/* Gives the server the time to read what there is, so that it sees the message in pieces. It is
- * free to wait for more without reading. */
-static void settle(struct test *t)
-{
-    int unread;
-
-    for (int ms = 0; ms < SETTLE_MS; ms++) {
-        if (ioctl(t->links[t->at], SIOCOUTQ, &unread) != 0 || unread == 0)
-            return;
-        poll(NULL, 0, 1);
-    }
-}
-
 static void split_anywhere(struct test *t)
 {
     uint8_t bytes[sizeof(struct ob_wire_hdr) + REQUEST_MAX];
@@ -310,7 +292,7 @@ static void split_anywhere(struct test *t)
         id = t->next_id;
         whole_request(t, (unsigned)at, bytes);
         test_put(t, bytes, at, NULL, 0);
-        settle(t);
+        test_settle(t);
         test_put(t, bytes + at, total - at, NULL, 0);
         expect_answered(t, test_reply_or_end(t, command(t), id));
         if (command(t) == OB_CMD_VERSION) {

@@ -133,6 +133,9 @@ void test_connect(struct test *t);
 void test_hang_up(struct test *t);
 /* These bytes in one sendmsg(). That the server has closed is left for the receiver to find. */
 void test_put(struct test *t, const void *bytes, size_t len, const int *fds, unsigned nfds);
+/* Gives the peer the time to read what there is, so that it sees a message in pieces. It is free to
+ * wait for more without reading. */
+void test_settle(struct test *t);
 /* The next whole message in t->in, or false when the server has closed the connection. */
 bool test_get(struct test *t);
 /* Waits until the server has let go of the other end of this pipe or socket. */

@@ -8,15 +8,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #define NS_PER_MS 1000000
+#define SETTLE_MS 10
 
 int64_t test_now_ns(void)
 {
@@ -128,6 +131,17 @@ void test_put(struct test *t, const void *bytes, size_t len, const int *fds, uns
         iov.iov_len -= (size_t)n;
         msg.msg_control = NULL;
         msg.msg_controllen = 0;
+    }
+}
+
+void test_settle(struct test *t)
+{
+    int unread;
+
+    for (int ms = 0; ms < SETTLE_MS; ms++) {
+        if (ioctl(t->links[t->at], SIOCOUTQ, &unread) != 0 || unread == 0)
+            return;
+        poll(NULL, 0, 1);
     }
 }
 
