@@ -158,6 +158,21 @@ int device_set_irqs(struct test *t, uint32_t flags, uint32_t index, uint32_t sta
     return test_ask_fds(t, OB_CMD_DEVICE_SET_IRQS, payload, set.argsz, fds, nfds);
 }
 
+uint32_t device_arm_any(struct test *t, int fd)
+{
+    uint32_t index = 0;
+
+    while (index < OB_IRQS_MAX && !t->dev->irqs[index].count)
+        index++;
+    if (index == OB_IRQS_MAX)
+        test_not_offered(t, "the device has no interrupts");
+    test_is_ok(t,
+               device_set_irqs(t, OB_IRQ_SET_DATA_EVENTFD | OB_IRQ_SET_ACTION_TRIGGER, index, 0, 1,
+                               NULL, &fd, 1),
+               OB_CMD_DEVICE_SET_IRQS);
+    return index;
+}
+
 /* ---- Requests ------------------------------------------------------------------------------ */
 
 static const char small_proposal[] = "{\"capabilities\":{\"max_msg_fds\":16}}";

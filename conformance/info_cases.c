@@ -81,19 +81,14 @@ static void reset_keeps_memory(struct test *t)
 
 static void reset_keeps_eventfds(struct test *t)
 {
-    const uint32_t trigger = OB_IRQ_SET_ACTION_TRIGGER;
-    uint32_t index = 0;
     int fd = test_eventfd(t);
+    uint32_t index = device_arm_any(t, fd);
 
-    while (index < OB_IRQS_MAX && !t->dev->irqs[index].count)
-        index++;
-    if (index == OB_IRQS_MAX)
-        test_not_offered(t, "the device has no interrupts");
-    test_is_ok(t, device_set_irqs(t, OB_IRQ_SET_DATA_EVENTFD | trigger, index, 0, 1, NULL, &fd, 1),
-               OB_CMD_DEVICE_SET_IRQS);
     must_reset(t);
     test_signals(t, fd);
-    test_is_ok(t, device_set_irqs(t, OB_IRQ_SET_DATA_NONE | trigger, index, 0, 1, NULL, NULL, 0),
+    test_is_ok(t,
+               device_set_irqs(t, OB_IRQ_SET_DATA_NONE | OB_IRQ_SET_ACTION_TRIGGER, index, 0, 1,
+                               NULL, NULL, 0),
                OB_CMD_DEVICE_SET_IRQS);
     MUST(t, test_signals(t, fd) == 1, "the eventfd is not signalled after a reset");
 }

@@ -108,19 +108,14 @@ static void state_stays(struct test *t)
 
 static void eventfds_go(struct test *t)
 {
-    const uint32_t trigger = OB_IRQ_SET_ACTION_TRIGGER;
-    uint32_t index = 0;
     int fd = test_eventfd(t);
+    uint32_t index = device_arm_any(t, fd);
 
-    while (index < OB_IRQS_MAX && !t->dev->irqs[index].count)
-        index++;
-    if (index == OB_IRQS_MAX)
-        test_not_offered(t, "the device has no interrupts");
-    test_is_ok(t, device_set_irqs(t, OB_IRQ_SET_DATA_EVENTFD | trigger, index, 0, 1, NULL, &fd, 1),
-               OB_CMD_DEVICE_SET_IRQS);
     test_hang_up(t);
     test_served(t);
-    test_is_ok(t, device_set_irqs(t, OB_IRQ_SET_DATA_NONE | trigger, index, 0, 1, NULL, NULL, 0),
+    test_is_ok(t,
+               device_set_irqs(t, OB_IRQ_SET_DATA_NONE | OB_IRQ_SET_ACTION_TRIGGER, index, 0, 1,
+                               NULL, NULL, 0),
                OB_CMD_DEVICE_SET_IRQS);
     MUST(t, test_signals(t, fd) == 0, "the eventfd of a client that left is signalled");
 }

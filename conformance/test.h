@@ -201,6 +201,9 @@ int device_unmap(struct test *t, uint32_t flags, uint64_t address, uint64_t size
 /* SET_IRQS; fds and bools may be NULL. Returns the errno, 0 after a success. */
 int device_set_irqs(struct test *t, uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
                     const uint8_t *bools, const int *fds, unsigned nfds);
+/* Gives vector 0 of the first IRQ index that the device has the eventfd, and returns the index. A
+ * device without interrupts ends the case: not offered. */
+uint32_t device_arm_any(struct test *t, int fd);
 /* GET_REGION_INFO with this argsz, checked against itself. The reply, fds included, is in t->in. */
 void device_region(struct test *t, uint32_t index, uint32_t argsz, struct ob_region_layout *out);
 /* A register in config space or a BAR, up to 4 bytes. */
