@@ -5,9 +5,7 @@
  * Theory. A message is a 16-byte header and msg_size - 16 bytes of payload. It is sent with one
  * sendmsg(), its fds attached to the first byte; what the socket does not take is queued, and the
  * queue is always drained before anything newer, so the stream is never torn. Received, a message
- * may come in any pieces. The receiver reads exactly to the end of the header, then exactly to the
- * end of the message: so fds that arrive belong to the message being read, whatever the peer
- * merged into one sendmsg().
+ * may come in any pieces, and a small one takes one system call: see receive.c.
  *
  * Threads. No lock here. The receiving half and the sending half share no state: one thread may
  * receive while another sends; two threads in one half is the caller's bug.
@@ -20,16 +18,20 @@
 
 #include "outboard/proto.h"
 
+/* Payloads of this size are kept in the message itself. */
+#define OB_MSG_INLINE 256u
+
 /* One received message. */
 struct ob_msg {
     struct ob_wire_hdr hdr;
     uint8_t *payload; /* hdr.msg_size - 16 bytes; NULL when there are none */
     uint32_t len;
     bool oversize; /* the payload exceeded the limit: it was drained, payload is NULL, len 0 */
-    unsigned nfds;
     bool fds_lost; /* more fds came than we take: the surplus was closed */
-    int fds[OB_MSG_FDS_MAX];
+    unsigned nfds;
     struct ob_msg *next; /* for the owner's lists */
+    uint8_t small[OB_MSG_INLINE];
+    int fds[OB_MSG_FDS_MAX];
 };
 
 /* The fd at index becomes the caller's; -1 when there is none (any more). */
@@ -39,12 +41,24 @@ bool ob_fd_is_eventfd(int fd);
 /* Frees the message and closes the fds nobody claimed. NULL is allowed. */
 void ob_msg_free(struct ob_msg *msg);
 
+/* The most that one read takes beyond a header before it is known how long the payload is. See
+ * receive.c for what makes these right. */
+#define OB_AHEAD_SERVER 20u
+#define OB_AHEAD_CLIENT 32u
+#define OB_AHEAD_MAX    32u
+
 struct ob_channel {
     int fd;
     uint32_t payload_max;
     /* receiving half */
-    struct ob_msg *in; /* being assembled, or waiting for its first byte; NULL at first */
-    uint32_t in_got;   /* bytes of header and payload that are there (or drained) */
+    uint32_t ahead;       /* OB_AHEAD_SERVER or OB_AHEAD_CLIENT; 0: nothing is read ahead */
+    struct ob_msg *in;    /* being assembled, or waiting for its first byte; NULL at first */
+    struct ob_msg *spare; /* for the next one; exchanged atomically, by any thread */
+    uint32_t in_got;      /* bytes of header and payload that are there (or drained) */
+    uint32_t own_fds;     /* of ch->in, where a read went beyond it */
+    bool own_lost;
+    uint32_t nextra; /* bytes of messages after it, which were read with it */
+    uint8_t extra[OB_AHEAD_MAX];
     /* sending half */
     struct ob_out *out_head, *out_tail;
     size_t out_bytes; /* queued and not sent */
@@ -66,6 +80,10 @@ void ob_channel_fini(struct ob_channel *ch);
  * is lost; other negative errno of recvmsg() or malloc().
  */
 int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out);
+/* Whether a whole message is at hand that poll() may know nothing of. */
+bool ob_channel_ready(const struct ob_channel *ch);
+/* ob_msg_free(), but its memory is kept for a message to come. Any thread. */
+void ob_channel_recycle(struct ob_channel *ch, struct ob_msg *msg);
 
 /*
  * Never blocks: sends the message, or queues what the socket does not take. hdr->msg_size is set

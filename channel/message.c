@@ -20,16 +20,29 @@ int ob_msg_claim_fd(struct ob_msg *msg, unsigned index)
     return fd;
 }
 
-void ob_msg_free(struct ob_msg *msg)
+/* All that it has but its own memory. */
+static void drop_contents(struct ob_msg *msg)
 {
-    if (!msg)
-        return;
     for (unsigned i = 0; i < msg->nfds; i++) {
         if (msg->fds[i] >= 0)
             close(msg->fds[i]);
     }
-    free(msg->payload);
+    if (msg->payload != msg->small)
+        free(msg->payload);
+}
+
+void ob_msg_free(struct ob_msg *msg)
+{
+    if (!msg)
+        return;
+    drop_contents(msg);
     free(msg);
+}
+
+void ob_channel_recycle(struct ob_channel *ch, struct ob_msg *msg)
+{
+    drop_contents(msg);
+    free(__atomic_exchange_n(&ch->spare, msg, __ATOMIC_ACQ_REL));
 }
 
 bool ob_fd_is_eventfd(int fd)
@@ -74,6 +87,7 @@ void ob_channel_fini(struct ob_channel *ch)
 {
     close(ch->fd);
     ob_msg_free(ch->in);
+    free(ch->spare);
     ob_channel_drop_queue(ch);
     *ch = (struct ob_channel){ .fd = -1 };
 }

@@ -1,8 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The receiving half of a channel (see channel.h). Invariant: the socket is never read past the
- * end of the message in ch->in, and ch->in_got counts the bytes of it that were read. Tests:
- * channel-receive/every-split, channel-receive/merged-messages. Rules: R-FRAME-4 to R-FRAME-7,
+ * The receiving half of a channel (see channel.h).
+ *
+ * Theory. Nearly all messages are small, and each system call counts, so the first read of a
+ * message takes a header and up to ch->ahead bytes more. Of a longer message the rest is read to
+ * its very end; of a shorter one, what followed it (ch->extra) begins the next message.
+ *
+ * Fds that come with a read belong to the message in which the read ended. The kernel ends a read
+ * behind the sendmsg() that brought fds, so this is right for senders that send each message by
+ * itself. For those that merge several it is right as long as no read goes beyond the end of a
+ * message that may have fds: no well-formed command with fds is shorter than 36 bytes (SET_IRQS),
+ * no such reply shorter than 48. OB_AHEAD_SERVER and OB_AHEAD_CLIENT are what makes those with a
+ * header. VERSION may be shorter: until it is through, ch->ahead is 0.
+ *
+ * Invariant: ch->in_got counts the bytes of the message in ch->in that are there, and ch->nextra
+ * is 0 unless that message is whole or has no byte yet. Tests: channel-receive/every-split,
+ * channel-receive/merged-messages, channel-receive/merged-fds. Rules: R-FRAME-4 to R-FRAME-7,
  * R-FD-3.
  */
 #include "channel/channel.h"
@@ -39,18 +52,17 @@ static void keep_fds(struct ob_msg *msg, const struct cmsghdr *cmsg)
     }
 }
 
-/* Reads up to len bytes of the current message. Their number, -EAGAIN, -ECONNRESET at the end of
- * the stream, or another negative errno. */
-static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
+/* Reads into up to two places. The number of bytes, -EAGAIN, -ECONNRESET at the end of the stream,
+ * or another negative errno. */
+static ssize_t read_some(struct ob_channel *ch, struct iovec *iov, size_t niov)
 {
     union {
         struct cmsghdr align;
         char space[CMSG_SPACE(sizeof(int) * OB_MSG_FDS_MAX)];
     } control;
-    struct iovec iov = { buf, len };
     struct msghdr mh = {
-        .msg_iov = &iov,
-        .msg_iovlen = 1,
+        .msg_iov = iov,
+        .msg_iovlen = niov,
         .msg_control = &control,
         .msg_controllen = sizeof(control),
     };
@@ -71,16 +83,43 @@ static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
     return n ? n : -ECONNRESET;
 }
 
-/* 1 when the header is whole, 0 when it is not yet, or a negative errno. */
+static ssize_t read_bytes(struct ob_channel *ch, void *buf, size_t len)
+{
+    return read_some(ch, &(struct iovec){ buf, len }, 1);
+}
+
+/* Bytes of the message that are there, as far as they go. */
+static uint32_t take_extra(struct ob_channel *ch, void *buf, uint32_t len)
+{
+    uint32_t n = ch->nextra < len ? ch->nextra : len;
+
+    memcpy(buf, ch->extra, n);
+    ch->nextra -= n;
+    memmove(ch->extra, ch->extra + n, ch->nextra);
+    return n;
+}
+
+/* 1 when the header is whole, 0 when it is not yet, or a negative errno. What was read beyond it
+ * is in ch->extra. */
 static int recv_header(struct ob_channel *ch)
 {
     struct ob_msg *msg = ch->in;
 
+    if (ch->in_got < HDR_SIZE)
+        ch->in_got += take_extra(ch, (uint8_t *)&msg->hdr + ch->in_got, HDR_SIZE - ch->in_got);
     while (ch->in_got < HDR_SIZE) {
-        ssize_t n = read_some(ch, (uint8_t *)&msg->hdr + ch->in_got, HDR_SIZE - ch->in_got);
+        uint32_t missing = HDR_SIZE - ch->in_got;
+        unsigned nfds = msg->nfds;
+        bool lost = msg->fds_lost;
+        struct iovec iov[2] = { { (uint8_t *)&msg->hdr + ch->in_got, missing },
+                                { ch->extra, ch->ahead } };
+        ssize_t n = read_some(ch, iov, ch->ahead ? 2 : 1);
         if (n < 0)
             return n == -EAGAIN ? 0 : (int)n;
-        ch->in_got += n;
+        ch->nextra = n > missing ? (uint32_t)n - missing : 0;
+        ch->own_fds = nfds;
+        ch->own_lost = lost;
+        ch->in_got += (uint32_t)n - ch->nextra;
     }
     if (msg->hdr.msg_size < HDR_SIZE)
         return -EPROTO;
@@ -93,7 +132,10 @@ static int grow(struct ob_channel *ch, uint32_t got, uint32_t total, uint32_t *r
 {
     struct ob_msg *msg = ch->in;
 
-    if (got == msg->len) {
+    if (got == 0 && total <= OB_MSG_INLINE) {
+        msg->payload = msg->small;
+        msg->len = total;
+    } else if (got == msg->len) {
         uint32_t len = got ? got * 2 : FIRST_CHUNK;
         if (len > total || len < got)
             len = total;
@@ -118,7 +160,8 @@ static int recv_payload(struct ob_channel *ch)
         int rc = grow(ch, got, total, &room);
         if (rc < 0)
             return rc;
-        ssize_t n = read_some(ch, msg->payload + got, room);
+        ssize_t n = ch->nextra ? take_extra(ch, msg->payload + got, room)
+                               : read_bytes(ch, msg->payload + got, room);
         if (n < 0)
             return n == -EAGAIN ? 0 : (int)n;
         ch->in_got += n;
@@ -135,7 +178,8 @@ static int drain(struct ob_channel *ch)
         uint32_t left = ch->in->hdr.msg_size - ch->in_got;
         if (done >= DRAIN_MAX)
             return 0;
-        ssize_t n = read_some(ch, scratch, left < sizeof(scratch) ? left : sizeof(scratch));
+        left = left < sizeof(scratch) ? left : sizeof(scratch);
+        ssize_t n = ch->nextra ? take_extra(ch, scratch, left) : read_bytes(ch, scratch, left);
         if (n < 0)
             return n == -EAGAIN ? 0 : (int)n;
         ch->in_got += n;
@@ -144,10 +188,59 @@ static int drain(struct ob_channel *ch)
     return 1;
 }
 
+/* A message without a byte. Its fds stay unset as long as nfds is 0. */
+static struct ob_msg *new_message(struct ob_channel *ch)
+{
+    struct ob_msg *msg = __atomic_exchange_n(&ch->spare, NULL, __ATOMIC_ACQ_REL);
+
+    if (!msg)
+        msg = malloc(sizeof(*msg));
+    if (msg) {
+        msg->payload = NULL;
+        msg->len = 0;
+        msg->fds_lost = false;
+        msg->nfds = 0;
+        msg->next = NULL;
+    }
+    return msg;
+}
+
+/* A whole message in ch->in leaves; what came with the read that went beyond it stays. */
+static int leave_extra(struct ob_channel *ch)
+{
+    struct ob_msg *from = ch->in, *to = NULL;
+
+    if (from->nfds > ch->own_fds || from->fds_lost != ch->own_lost) {
+        to = new_message(ch);
+        if (!to)
+            return -ENOMEM;
+        to->nfds = from->nfds - ch->own_fds;
+        to->fds_lost = from->fds_lost && !ch->own_lost;
+        memcpy(to->fds, from->fds + ch->own_fds, to->nfds * sizeof(to->fds[0]));
+        from->nfds = ch->own_fds;
+        from->fds_lost = ch->own_lost;
+        ch->in_got = 0;
+    }
+    ch->in = to;
+    ch->own_fds = 0;
+    ch->own_lost = false;
+    return 0;
+}
+
+bool ob_channel_ready(const struct ob_channel *ch)
+{
+    struct ob_wire_hdr hdr;
+
+    if (ch->nextra < HDR_SIZE)
+        return false;
+    memcpy(&hdr, ch->extra, HDR_SIZE);
+    return hdr.msg_size <= ch->nextra;
+}
+
 int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out)
 {
     if (!ch->in) {
-        ch->in = calloc(1, sizeof(*ch->in));
+        ch->in = new_message(ch);
         if (!ch->in)
             return -ENOMEM;
         ch->in_got = 0;
@@ -155,9 +248,16 @@ int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out)
     int rc = recv_header(ch);
     if (rc == 1)
         rc = ch->in->oversize ? drain(ch) : recv_payload(ch);
-    if (rc == 1) {
-        *out = ch->in;
+    if (rc < 1)
+        return rc;
+    struct ob_msg *msg = ch->in;
+    if (ch->nextra) {
+        int failed = leave_extra(ch); /* the message is whole, and found so by the next call */
+        if (failed)
+            return failed;
+    } else {
         ch->in = NULL;
     }
-    return rc;
+    *out = msg;
+    return 1;
 }

@@ -58,6 +58,7 @@ ssize_t __wrap_recvmsg(int fd, struct msghdr *mh, int flags)
         return __real_recvmsg(fd, mh, flags);
     if (fault == FAULT_SHORT) {
         mh->msg_iov[0].iov_len = 1;
+        mh->msg_iovlen = 1;
         return __real_recvmsg(fd, mh, flags);
     }
     if (fault == FAULT_ENDLESS) {
@@ -107,6 +108,7 @@ void open_pair(struct pair *p, uint32_t payload_max)
 
     CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
     CHECK_INT(ob_channel_init(&p->ch, fds[0], payload_max), 0);
+    p->ch.ahead = OB_AHEAD_SERVER;
     p->raw = fds[1];
 }
 

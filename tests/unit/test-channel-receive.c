@@ -102,6 +102,45 @@ TEST(merged, "merged-messages")
     close(fds[1]);
 }
 
+/* Reads go beyond the end of messages that are shorter than what they take. */
+TEST(merged_fds, "merged-fds")
+{
+    const int fds[3] = { open_null(), open_null(), open_null() };
+    uint8_t buf[256];
+    size_t one = make_msg(buf, 1, 0), two = one + make_msg(buf + one, 2, 0), three;
+    struct pair p;
+
+    three = two + make_msg(buf + two, 3, 24);
+    open_pair(&p, 64);
+    /* The last of three that wait in the socket has them; the read of the first brings them. */
+    send_raw(p.raw, buf, two, NULL, 0);
+    send_raw(p.raw, buf + two, three - two, fds, 3);
+    expect(&p, 1, 0, 0);
+    CHECK(ob_channel_ready(&p.ch));
+    expect(&p, 2, 0, 0);
+    CHECK(!ob_channel_ready(&p.ch));
+    expect(&p, 3, 24, 3);
+    /* Each has some. */
+    send_raw(p.raw, buf, one, fds, 1);
+    send_raw(p.raw, buf + one, two - one, fds, 2);
+    send_raw(p.raw, buf + two, three - two, fds, 3);
+    expect(&p, 1, 0, 1);
+    expect(&p, 2, 0, 2);
+    expect(&p, 3, 24, 3);
+    expect_nothing(&p);
+    /* The first came in pieces, with a fd; the read of its end brings those of the third. */
+    send_raw(p.raw, buf, 5, fds, 1);
+    expect_nothing(&p);
+    send_raw(p.raw, buf + 5, two - 5, NULL, 0);
+    send_raw(p.raw, buf + two, three - two, fds, 2);
+    expect(&p, 1, 0, 1);
+    expect(&p, 2, 0, 0);
+    expect(&p, 3, 24, 2);
+    close_pair(&p);
+    for (int i = 0; i < 3; i++)
+        close(fds[i]);
+}
+
 TEST(late_fds, "fds-on-a-later-byte")
 {
     const int fd = open_null();
