@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -127,6 +126,8 @@ void ob_client_free(struct ob_client *c)
         close(c->socket_epoll);
     if (c->loop_epoll >= 0)
         close(c->loop_epoll);
+    if (c->timer_fd >= 0)
+        close(c->timer_fd);
     pthread_mutex_destroy(&c->lock);
     pthread_condattr_destroy(&c->monotonic);
     free(c);
@@ -137,23 +138,13 @@ void ob_client_free(struct ob_client *c)
 /* Fills in what opt leaves open. */
 static void copy_options(struct ob_client_options *out, const struct ob_client_options *opt)
 {
-    memset(out, 0, sizeof(*out));
+    *out = (struct ob_client_options)OB_CLIENT_OPTIONS_INIT;
     if (opt)
         memcpy(out, opt, opt->size < sizeof(*out) ? opt->size : sizeof(*out));
+    if (out->spin_us > OB_SPIN_US_MAX)
+        out->spin_us = OB_SPIN_US_MAX;
     if (out->timeout_ms == 0)
         out->timeout_ms = OB_CLIENT_TIMEOUT_MS;
-}
-
-static int open_epolls(struct ob_client *c)
-{
-    struct epoll_event disarmed = { .events = 0 };
-
-    c->socket_epoll = epoll_create1(EPOLL_CLOEXEC);
-    c->loop_epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (c->socket_epoll < 0 || c->loop_epoll < 0 ||
-        epoll_ctl(c->loop_epoll, EPOLL_CTL_ADD, c->socket_epoll, &disarmed) < 0)
-        return -errno;
-    return ob_client_watch(c, &c->main);
 }
 
 /* A client on a connected socket, not negotiated. opt is complete. fd is taken. */
@@ -166,17 +157,18 @@ static int new_client(int fd, const struct ob_client_options *opt, struct ob_cli
         close(fd);
         return -ENOMEM;
     }
-    c->twin.channel.fd = -1;
+    c->twin.channel.fd = c->socket_epoll = c->loop_epoll = c->timer_fd = -1;
     rc = ob_channel_init(&c->main.channel, fd, OB_PAYLOAD_MAX);
     if (rc < 0) {
         free(c);
         return rc;
     }
     c->opt = *opt;
+    ob_spin_init(&c->spin, opt->spin_us);
     pthread_mutex_init(&c->lock, NULL);
     pthread_condattr_init(&c->monotonic);
     pthread_condattr_setclock(&c->monotonic, CLOCK_MONOTONIC);
-    rc = open_epolls(c);
+    rc = ob_client_loop_init(c);
     if (rc < 0)
         ob_client_free(c);
     else
@@ -285,6 +277,7 @@ static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, siz
     if (why)
         return refuse(errbuf, size, -EPROTONOSUPPORT, "the server cannot be used: %s", why);
     c->ready = true;
+    c->main.channel.ahead = c->twin.channel.ahead = OB_AHEAD_CLIENT;
     return 0;
 }
 

@@ -112,6 +112,7 @@ void ob_client_serve(struct ob_client *c, struct ob_socket *s, struct ob_msg *ms
     }
     if (!(msg->hdr.flags & OB_HDR_NO_REPLY)) {
         ob_client_lock(c);
+        c->ncommands++;
         /* A server that is left without an answer would wait for ever. */
         rc = ob_client_send_locked(c, s, &hdr, &body);
         if (rc == -ENOBUFS)

@@ -18,6 +18,11 @@
  * sockets (always input; output as long as something is queued), and loop_epoll, which the
  * embedder watches, has socket_epoll in it, armed only while no waiter has the role.
  *
+ * To arm and disarm it for each request would cost as much as the request. While waits follow each
+ * other within OB_CLIENT_HOT_NS it stays disarmed between them, and a timer in loop_epoll has the
+ * embedder look once after as long. What comes in such a pause is late by that much; so nothing of
+ * the kind is done for a server that has sent commands of its own lately, nor while output waits.
+ *
  * Where the server agrees there are two sockets, and the server's commands and our answers go
  * over the second one, the twin: so neither side ever has to look for the answer to a DMA request
  * between other messages. The role covers both.
@@ -32,6 +37,7 @@
 #include <stdatomic.h>
 
 #include "channel/channel.h"
+#include "channel/spin.h"
 #include "outboard/client.h"
 
 #define OB_CLIENT_TIMEOUT_MS  5000
@@ -49,6 +55,10 @@
 #define OB_CLIENT_STEP_MAX    32u
 /* DMA changes under way at a time. */
 #define OB_CLIENT_DMA_WINDOW  128u
+/* Waits that are closer together leave the loop disarmed. */
+#define OB_CLIENT_HOT_NS      1000000
+/* Waits for which a server that sent a command is not trusted to be silent. */
+#define OB_CLIENT_EAGER       256u
 
 /* The id of all posted writes, never that of a request: some servers answer them all the same. */
 #define OB_POSTED_ID 0u
@@ -90,8 +100,9 @@ struct ob_client {
     struct ob_client_options opt;
     struct ob_caps caps; /* the server's; constant once connected */
     bool ready;          /* negotiated; constant once connected */
+    struct ob_spin spin; /* belongs to the role */
     struct ob_socket main, twin;
-    int socket_epoll, loop_epoll;
+    int socket_epoll, loop_epoll, timer_fd;
     pthread_condattr_t monotonic;
     atomic_bool dead; /* set under the lock, why[] before it */
     char why[256];
@@ -101,7 +112,11 @@ struct ob_client {
     bool lost_due; /* the thread that unlocks next calls opt.lost */
     bool told;     /* ob_client_step() has reported the death */
     bool role_taken;
-    bool armed; /* socket_epoll is armed in loop_epoll */
+    bool armed;         /* socket_epoll is armed in loop_epoll */
+    bool ticking;       /* timer_fd will expire */
+    int64_t waited_ns;  /* when the last wait ended */
+    unsigned ncommands; /* of the server, that were served */
+    unsigned eager;     /* waits during which the loop is not left disarmed */
     uint16_t last_id;
     unsigned npending, nlate;
     struct ob_request *pending[OB_PENDING_BUCKETS];
@@ -174,15 +189,24 @@ int ob_client_end_batch_locked(struct ob_client *c);
 void ob_client_wait_locked(struct ob_client *c, struct ob_request *req);
 /* The deadline of a request has come. */
 void ob_request_expire_locked(struct ob_client *c, struct ob_request *req);
+/* Sends what is queued on the socket, as far as it takes it. 0 or a negative errno. */
+int ob_client_flush_locked(struct ob_client *c, struct ob_socket *s);
+
+/* ---- loop.c: what the embedder's loop is told of ------------------------------------------- */
+
+/* 0 or a negative errno. */
+int ob_client_loop_init(struct ob_client *c);
 /* Lets socket_epoll hear of the socket. 0 or a negative errno. */
 int ob_client_watch(struct ob_client *c, struct ob_socket *s);
 /* Keeps the embedder's loop asleep until ob_client_rearm_locked(), for a caller that sends and is
  * going to wait: else the reply could wake both. */
 void ob_client_quiet_locked(struct ob_client *c);
-/* Lets the loop hear of the socket again, unless somebody has the role. */
+/* Lets the loop hear of the sockets again, unless somebody has the role. */
 void ob_client_rearm_locked(struct ob_client *c);
-/* Sends what is queued on the main socket, as far as it takes it. 0 or a negative errno. */
-int ob_client_flush_locked(struct ob_client *c);
+/* The same at the end of a wait, after which the next one may follow soon. */
+void ob_client_wait_ended_locked(struct ob_client *c);
+/* The loop called: the timer may have expired. */
+void ob_client_tick_locked(struct ob_client *c);
 /* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */
 void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s);
 

@@ -77,7 +77,7 @@ static int write_locked(struct ob_client *c, const struct ob_wire_region_access 
         return -ENOBUFS;
     if (c->main.channel.out_head && c->caps.write_multiple && wire->count <= OB_WRITE_MULTI_DATA &&
         batch_max(c) > 1) {
-        rc = ob_client_flush_locked(c);
+        rc = ob_client_flush_locked(c, &c->main);
         if (rc < 0)
             return rc;
         if (c->main.channel.out_head)

@@ -10,45 +10,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-static void arm_locked(struct ob_client *c, bool armed)
-{
-    struct epoll_event event = { .events = armed ? EPOLLIN : 0 };
-
-    if (c->armed == armed)
-        return;
-    c->armed = armed;
-    epoll_ctl(c->loop_epoll, EPOLL_CTL_MOD, c->socket_epoll, &event);
-}
-
-void ob_client_quiet_locked(struct ob_client *c)
-{
-    arm_locked(c, false);
-}
-
-void ob_client_rearm_locked(struct ob_client *c)
-{
-    arm_locked(c, !c->role_taken && !c->told);
-}
-
-int ob_client_watch(struct ob_client *c, struct ob_socket *s)
-{
-    struct epoll_event event = { .events = EPOLLIN, .data.ptr = s };
-
-    return epoll_ctl(c->socket_epoll, EPOLL_CTL_ADD, s->channel.fd, &event) < 0 ? -errno : 0;
-}
-
-void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s)
-{
-    bool wanted = s->channel.out_head || (s == &c->main && c->nbatch > 0);
-    struct epoll_event event = { .events = EPOLLIN | (wanted ? EPOLLOUT : 0), .data.ptr = s };
-
-    if (s->wants_output == wanted)
-        return;
-    s->wants_output = wanted;
-    epoll_ctl(c->socket_epoll, EPOLL_CTL_MOD, s->channel.fd, &event);
-}
-
-static int flush_socket_locked(struct ob_client *c, struct ob_socket *s)
+int ob_client_flush_locked(struct ob_client *c, struct ob_socket *s)
 {
     int rc = c->dead ? 0 : ob_channel_flush(&s->channel);
 
@@ -60,11 +22,6 @@ static int flush_socket_locked(struct ob_client *c, struct ob_socket *s)
     return rc < 0 ? rc : 0;
 }
 
-int ob_client_flush_locked(struct ob_client *c)
-{
-    return flush_socket_locked(c, &c->main);
-}
-
 /* Hands the role to the thread that has slept longest, or lays it down. */
 static void release_role_locked(struct ob_client *c)
 {
@@ -73,7 +30,6 @@ static void release_role_locked(struct ob_client *c)
     while (heir && heir->request->done)
         heir = heir->next;
     c->role_taken = heir != NULL;
-    ob_client_rearm_locked(c);
     if (heir) {
         heir->has_role = true;
         pthread_cond_signal(&heir->wake);
@@ -129,7 +85,7 @@ static void twin_ended(struct ob_client *c)
 }
 
 /* Takes one message from the socket, if a whole one is there, and handles it. Called with the
- * role, without the lock. Returns whether there may be more. */
+ * role, without the lock. Returns whether there was one, and the stream goes on. */
 static bool receive_one(struct ob_client *c, struct ob_socket *s)
 {
     struct ob_msg *msg;
@@ -152,6 +108,20 @@ static int ms_until(int64_t deadline_ns)
     return ms < 0 ? 0 : ms > INT_MAX ? INT_MAX : (int)ms;
 }
 
+static bool is_ready(const struct ob_client *c)
+{
+    return ob_channel_ready(&c->main.channel) || ob_channel_ready(&c->twin.channel);
+}
+
+/* Handles messages that were read along with others: no epoll tells of them. */
+static void take_ready(struct ob_client *c)
+{
+    while (!c->dead && ob_channel_ready(&c->main.channel) && receive_one(c, &c->main))
+        ;
+    while (!c->dead && ob_channel_ready(&c->twin.channel) && receive_one(c, &c->twin))
+        ;
+}
+
 /* Waits for the sockets and handles one message. The lock is dropped meanwhile. */
 static void receive_locked(struct ob_client *c, int64_t deadline_ns)
 {
@@ -161,9 +131,36 @@ static void receive_locked(struct ob_client *c, int64_t deadline_ns)
     if (epoll_wait(c->socket_epoll, &event, 1, ms_until(deadline_ns)) == 1 &&
         (event.events & ~(uint32_t)EPOLLOUT))
         receive_one(c, event.data.ptr);
+    take_ready(c);
     ob_client_lock(c);
     if (event.events & EPOLLOUT)
-        flush_socket_locked(c, event.data.ptr);
+        ob_client_flush_locked(c, event.data.ptr);
+}
+
+/* The start of a wait: polls the sockets for a while, and handles what comes, until the request is
+ * done. The lock is dropped meanwhile. */
+static void spin_locked(struct ob_client *c, const struct ob_request *req, int64_t start_ns)
+{
+    int64_t limit_ns = c->main.wants_output ? 0 : ob_spin_begin(&c->spin);
+    bool has_twin = c->twin.channel.fd >= 0;
+
+    if (limit_ns == 0)
+        return;
+    if (limit_ns > req->deadline_ns - start_ns)
+        limit_ns = req->deadline_ns - start_ns;
+    do {
+        bool any;
+
+        ob_client_unlock(c);
+        do {
+            any = receive_one(c, &c->main) || (has_twin && receive_one(c, &c->twin));
+        } while (!any && !c->dead && ob_now_ns() - start_ns < limit_ns);
+        take_ready(c);
+        ob_client_lock(c);
+        if (!any)
+            break;
+    } while (!req->done && !c->dead && ob_now_ns() - start_ns < limit_ns);
+    ob_spin_end();
 }
 
 /* Sleeps until another thread has completed the request or handed over the role, or until the
@@ -197,31 +194,36 @@ static void sleep_locked(struct ob_client *c, struct ob_waiter *w, struct ob_req
 void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
 {
     struct ob_waiter w = { .request = req };
+    int64_t start_ns = 0;
 
     while (!req->done) {
         if (!c->role_taken) {
             c->role_taken = true;
             w.has_role = true;
         }
-        if (w.has_role) {
-            arm_locked(c, false);
-            receive_locked(c, req->deadline_ns);
-        } else {
+        if (!w.has_role) {
             sleep_locked(c, &w, req);
+        } else if (start_ns == 0) {
+            ob_client_quiet_locked(c);
+            start_ns = ob_now_ns();
+            spin_locked(c, req, start_ns);
+        } else {
+            receive_locked(c, req->deadline_ns);
         }
         if (!req->done && ob_now_ns() >= req->deadline_ns)
             ob_request_expire_locked(c, req);
     }
+    if (start_ns)
+        ob_spin_learn(&c->spin, ob_now_ns() - start_ns);
     if (w.has_role)
         release_role_locked(c);
-    else
-        ob_client_rearm_locked(c);
+    ob_client_wait_ended_locked(c);
 }
 
 /* Takes some of what has come over the socket. */
 static void step_socket_locked(struct ob_client *c, struct ob_socket *s)
 {
-    for (unsigned i = 0; i < OB_CLIENT_STEP_MAX && !c->dead; i++) {
+    for (unsigned i = 0; (i < OB_CLIENT_STEP_MAX || is_ready(c)) && !c->dead; i++) {
         bool more;
         ob_client_unlock(c);
         more = receive_one(c, s);
@@ -234,12 +236,15 @@ static void step_socket_locked(struct ob_client *c, struct ob_socket *s)
 int ob_client_step(struct ob_client *c)
 {
     bool has_twin = c->twin.channel.fd >= 0, mine;
+    unsigned ncommands;
     int rc;
 
     ob_client_lock(c);
-    ob_client_flush_locked(c);
+    ob_client_flush_locked(c, &c->main);
     if (has_twin)
-        flush_socket_locked(c, &c->twin);
+        ob_client_flush_locked(c, &c->twin);
+    ob_client_tick_locked(c);
+    ncommands = c->ncommands;
     mine = !c->dead && !c->role_taken;
     if (mine) {
         c->role_taken = true;
@@ -249,10 +254,12 @@ int ob_client_step(struct ob_client *c)
         release_role_locked(c);
     }
     rc = c->dead ? -ENOTCONN : 0;
-    if (c->dead) {
+    if (c->dead)
         c->told = true;
-        arm_locked(c, false);
-    }
+    if (c->ncommands != ncommands)
+        c->eager = OB_CLIENT_EAGER;
+    if (!c->ticking || c->eager || c->dead)
+        ob_client_rearm_locked(c);
     ob_client_unlock(c);
     return rc;
 }

@@ -30,7 +30,7 @@ static int take_reply(struct ob_client *c, uint16_t cmd, struct ob_msg *reply, u
                            ob_strcmd(cmd), count, wire.count);
     else if (data)
         memcpy(data, reply->payload + sizeof(wire), count);
-    ob_msg_free(reply);
+    ob_channel_recycle(&c->main.channel, reply);
     return rc;
 }
 

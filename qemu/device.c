@@ -101,6 +101,7 @@ static char *get_last_error(Object *obj, Error **errp)
 
 OB_PROPERTIES obq_pci_properties[] = {
     DEFINE_PROP_UINT32("x-msg-timeout", ObPci, timeout_ms, 5000),
+    DEFINE_PROP_UINT32("spin-us", ObPci, spin_us, OB_SPIN_US_DEFAULT),
     DEFINE_PROP_BOOL("x-send-queued", ObPci, send_queued, false),
     DEFINE_PROP_BOOL("x-no-posted-writes", ObPci, no_posted_writes, false),
     DEFINE_PROP_BOOL("x-mmap-unsealed", ObPci, mmap_unsealed, false),
@@ -117,6 +118,7 @@ static const struct {
     const char *name, *description;
 } descriptions[] = {
     { "x-msg-timeout", "milliseconds that a request to the server may take" },
+    { "spin-us", "microseconds to poll for an answer, at most, before a vCPU sleeps; 0: never" },
     { "x-send-queued", "accepted for compatibility, without effect" },
     { "x-no-posted-writes", "wait for the server's answer to each write" },
     { "x-mmap-unsealed", "map BARs also from files that the server could cut" },

@@ -107,6 +107,7 @@ struct ObPci {
     SocketAddress *socket;
     char *socket_type, *socket_path; /* of the flat form socket.type=,socket.path= */
     uint32_t timeout_ms;
+    uint32_t spin_us;
     bool send_queued;
     bool no_posted_writes;
     bool mmap_unsealed;

@@ -264,7 +264,13 @@ bool obq_link_init(ObPci *d, Error **errp)
                    d->timeout_ms);
         return false;
     }
+    if (d->spin_us > OB_SPIN_US_MAX) {
+        error_setg(errp, "spin-us is %" PRIu32 ": it is microseconds, at most %u", d->spin_us,
+                   OB_SPIN_US_MAX);
+        return false;
+    }
     opt.timeout_ms = d->timeout_ms;
+    opt.spin_us = d->spin_us;
     opt.dma_read = obq_dma_read_cb;
     opt.dma_write = obq_dma_write_cb;
     opt.lost = lost_cb;

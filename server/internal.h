@@ -15,6 +15,7 @@
 #include <sys/types.h>
 
 #include "channel/channel.h"
+#include "channel/spin.h"
 #include "outboard/pci.h"
 #include "outboard/server.h"
 
@@ -141,6 +142,9 @@ struct ob_server {
     int epoll_fd, stop_fd, wake_fd, spare_fd;
     struct ob_source *wake; /* its fd is always readable: watched while there is work left */
     bool awake, stepping, stop;
+    unsigned spun;           /* waits by polling; where the next one is in its rounds */
+    struct ob_spin spin;     /* for requests */
+    struct ob_spin dma_spin; /* for answers to message DMA */
     struct ob_source *watches, *buried;
     bool (*poller)(void *opaque);
     void *poller_opaque;
@@ -211,8 +215,8 @@ void ob_session_doom(struct ob_session *session, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 /* The same for a negative errno of the channel. */
 void ob_session_broken(struct ob_session *session, int rc);
-/* Handles some of what has come. */
-void ob_session_read(struct ob_session *session);
+/* Handles some of what has come. Whether there was anything. */
+bool ob_session_read(struct ob_session *session);
 /* What the session waits for may have changed. */
 void ob_session_rearm(struct ob_session *session);
 /* Commands are at hand that no fd will announce. */

@@ -16,7 +16,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define EVENTS_PER_STEP 32
+#define EVENTS_PER_STEP   32
+#define SPIN_EVENTS_EVERY 8 /* looks at the socket, between two at everything */
 
 struct ob_source *ob_source_add(struct ob_server *server, int fd, uint32_t events,
                                 void (*ready)(void *opaque, uint32_t events), void *opaque)
@@ -149,6 +150,7 @@ struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
     server->num_regions = OB_PCI_REGIONS;
     server->num_irqs = OB_PCI_IRQS;
     server->timeout_ms = OB_DMA_TIMEOUT_MS;
+    ob_server_set_spin(server, OB_SPIN_US_DEFAULT);
     for (unsigned i = 0; i < OB_REGIONS_MAX; i++)
         server->regions[i].fd = -1;
     pthread_mutex_init(&server->irq_lock, NULL);
@@ -222,26 +224,11 @@ static void look_after_sessions(struct ob_server *server)
         ob_lobby_admit(server);
 }
 
-static int step(struct ob_server *server, int timeout_ms)
+/* What follows whatever a step has handled. */
+static int end_step(struct ob_server *server)
 {
-    struct epoll_event events[EVENTS_PER_STEP];
     bool busy = false;
-    int n;
 
-    if (server->stepping)
-        return -EBUSY;
-    n = epoll_wait(server->epoll_fd, events, EVENTS_PER_STEP, timeout_ms);
-    if (n < 0 && errno != EINTR)
-        return -errno;
-    server->stepping = true;
-    for (int i = 0; i < n; i++) {
-        struct ob_source *source = events[i].data.ptr;
-
-        if (source->ready)
-            source->ready(source->opaque, events[i].events);
-    }
-    if (server->session && ob_session_has_work(server->session))
-        ob_session_read(server->session);
     if (server->poller)
         busy = server->poller(server->poller_opaque);
     look_after_sessions(server);
@@ -251,18 +238,94 @@ static int step(struct ob_server *server, int timeout_ms)
     return server->ended ? 1 : 0;
 }
 
+/* The number of events, or a negative errno. */
+static int wait_events(struct ob_server *server, struct epoll_event *events, int timeout_ms)
+{
+    int n = epoll_wait(server->epoll_fd, events, EVENTS_PER_STEP, timeout_ms);
+
+    return n < 0 ? errno == EINTR ? 0 : -errno : n;
+}
+
+static int handle_events(struct ob_server *server, const struct epoll_event *events, int n)
+{
+    server->stepping = true;
+    for (int i = 0; i < n; i++) {
+        struct ob_source *source = events[i].data.ptr;
+
+        if (source->ready)
+            source->ready(source->opaque, events[i].events);
+    }
+    if (server->session && ob_session_has_work(server->session))
+        ob_session_read(server->session);
+    return end_step(server);
+}
+
+static int step(struct ob_server *server, int timeout_ms)
+{
+    struct epoll_event events[EVENTS_PER_STEP];
+    int n;
+
+    if (server->stepping)
+        return -EBUSY;
+    n = wait_events(server, events, timeout_ms);
+    return n < 0 ? n : handle_events(server, events, n);
+}
+
 int ob_server_step(struct ob_server *server)
 {
     return step(server, 0);
 }
 
+/*
+ * Waits by polling, as long as that pays: mostly the client's socket, now and then everything.
+ * Returns whether something was handled, else the caller sleeps.
+ */
+static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
+{
+    struct ob_session *session = server->session;
+    struct epoll_event events[EVENTS_PER_STEP];
+    int64_t limit_ns;
+    int n = 0;
+
+    if (!session || session->doomed || server->awake || session->ch.out_head)
+        return false;
+    limit_ns = ob_spin_begin(&server->spin);
+    if (limit_ns == 0)
+        return false;
+    for (unsigned i = server->spun; n == 0; i++) {
+        if (i % SPIN_EVENTS_EVERY == 0)
+            n = wait_events(server, events, 0);
+        if (n == 0) {
+            server->stepping = true;
+            if (ob_session_read(session)) {
+                n = -1;
+                *rc = end_step(server);
+            }
+            server->stepping = false;
+        }
+        if (n == 0 && ob_now_ns() - start_ns >= limit_ns)
+            break;
+    }
+    server->spun++;
+    ob_spin_end();
+    if (n > 0)
+        *rc = handle_events(server, events, n);
+    return n != 0;
+}
+
 int ob_server_run(struct ob_server *server)
 {
     while (!server->stop && !server->ended) {
-        int rc = step(server, -1);
+        int64_t start_ns = ob_now_ns();
+        bool waits = !server->awake;
+        int rc;
 
+        if (!spin_step(server, start_ns, &rc))
+            rc = step(server, -1);
         if (rc < 0)
             return rc;
+        if (waits)
+            ob_spin_learn(&server->spin, ob_now_ns() - start_ns);
     }
     server->stop = false;
     return 0;
@@ -313,6 +376,14 @@ void ob_server_set_poller(struct ob_server *server, bool (*poll)(void *opaque), 
     server->poller_opaque = opaque;
     if (poll)
         ob_server_kick(server); /* its first call needs a step */
+}
+
+void ob_server_set_spin(struct ob_server *server, unsigned us)
+{
+    if (us > OB_SPIN_US_MAX)
+        us = OB_SPIN_US_MAX;
+    ob_spin_init(&server->spin, us);
+    ob_spin_init(&server->dma_spin, us);
 }
 
 void ob_server_set_timeout(struct ob_server *server, int timeout_ms)

@@ -100,7 +100,7 @@ static bool may_read(const struct ob_session *session)
 
 bool ob_session_has_work(const struct ob_session *session)
 {
-    return session->backlog && may_read(session);
+    return (session->backlog || ob_channel_ready(&session->ch)) && may_read(session);
 }
 
 void ob_session_defer(struct ob_session *session, struct ob_msg *msg)
@@ -142,9 +142,11 @@ void ob_session_rearm(struct ob_session *session)
  * A request that is answered ends the turn: its sender mostly waits for that, and to look for
  * another at once would cost a system call in vain.
  */
-void ob_session_read(struct ob_session *session)
+bool ob_session_read(struct ob_session *session)
 {
-    for (unsigned i = 0; i < OB_STEP_REQUESTS && may_read(session); i++) {
+    unsigned i;
+
+    for (i = 0; i < OB_STEP_REQUESTS && may_read(session); i++) {
         struct ob_msg *msg;
         int rc = next_message(session, &msg);
         bool answered;
@@ -154,11 +156,14 @@ void ob_session_read(struct ob_session *session)
         if (rc <= 0)
             break;
         answered = ob_dispatch(session, msg);
-        ob_msg_free(msg);
-        if (answered)
+        ob_channel_recycle(&session->ch, msg);
+        if (answered) {
+            i++;
             break;
+        }
     }
     ob_session_rearm(session);
+    return i > 0 || session->doomed;
 }
 
 static void session_ready(void *opaque, uint32_t events)
@@ -210,8 +215,11 @@ static void twin_ready(void *opaque, uint32_t events)
     int rc = session->twin.out_head ? ob_channel_flush(&session->twin) : 0;
 
     (void)events;
-    for (unsigned i = 0; i < OB_STEP_REQUESTS && rc >= 0 && !session->twin.out_head; i++) {
+    for (unsigned i = 0; rc >= 0 && !session->twin.out_head; i++) {
         struct ob_msg *msg;
+
+        if (i >= OB_STEP_REQUESTS && !ob_channel_ready(&session->twin))
+            break;
 
         rc = ob_channel_recv(&session->twin, &msg);
         if (rc <= 0)
@@ -229,8 +237,10 @@ int ob_session_add_twin(struct ob_session *session)
 
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
         return -1;
-    if (ob_channel_init(&session->twin, fds[0], OB_PAYLOAD_MAX) == 0)
+    if (ob_channel_init(&session->twin, fds[0], OB_PAYLOAD_MAX) == 0) {
+        session->twin.ahead = OB_AHEAD_SERVER;
         session->twin_source = ob_source_add(session->server, fds[0], EPOLLIN, twin_ready, session);
+    }
     if (session->twin_source)
         return fds[1];
     if (session->twin.fd >= 0)
@@ -249,6 +259,7 @@ void ob_session_attach(struct ob_session *session)
     session->source->opaque = session;
     ob_source_mod(server, session->source, EPOLLIN);
     server->session = session;
+    session->ch.ahead = OB_AHEAD_SERVER;
     ob_log(server, OB_LOG_INFO, "client attached (process %d)", (int)session->pid);
     if (server->ops.client)
         server->ops.client(server->opaque, true);

@@ -58,6 +58,8 @@ static void print_device_help(const struct ob_served *device)
         "  --socket-mode MODE      permissions of the socket, in octal (default 600: whoever\n"
         "                          can connect controls the device)\n"
         "\nOther:\n"
+        "  --spin-us N             poll for at most N microseconds (0 to 10000, default 50)\n"
+        "                          before sleeping, while requests come that fast; 0: never\n"
         "  --print-capabilities    describe the device in JSON, for programs that start servers\n"
         "  --verbose               say more on stderr\n"
         "  --help                  this text\n"
@@ -160,6 +162,7 @@ static int run_server(const struct serve_request *req, struct ob_server *server,
 
     if (rc < 0)
         return fail(req->who, "cannot watch for signals: %s", strerror(-rc));
+    ob_server_set_spin(server, req->spin_us);
     int status = serve_offer(req->who, server, &req->place);
     if (!status) {
         say_ready(req, banner);

@@ -24,6 +24,7 @@ struct serve_request {
     char who[32];                   /* "serve nvme", for messages */
     const struct ob_served *device; /* NULL: none was named */
     struct serve_place place;
+    unsigned spin_us;
     bool help, capabilities, verbose;
     int argc; /* what is left for the device; argv is to be freed */
     char **argv;

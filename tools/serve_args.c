@@ -16,6 +16,7 @@ enum {
     OPT_FD = 256,
     OPT_SOCKET_PATH,
     OPT_SOCKET_MODE,
+    OPT_SPIN_US,
     OPT_CAPABILITIES,
     OPT_VERBOSE,
     OPT_OF_DEVICE
@@ -25,6 +26,7 @@ static const struct option own_options[] = {
     { "fd", required_argument, NULL, OPT_FD },
     { "socket-path", required_argument, NULL, OPT_SOCKET_PATH },
     { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
+    { "spin-us", required_argument, NULL, OPT_SPIN_US },
     { "print-capabilities", no_argument, NULL, OPT_CAPABILITIES },
     { "verbose", no_argument, NULL, OPT_VERBOSE },
     { "help", no_argument, NULL, 'h' },
@@ -108,6 +110,12 @@ static int take_option(struct serve_request *req, int opt)
             return fail_usage(req->who, "--socket-mode takes permissions such as 660, not '%s'",
                               optarg);
         req->place.mode = (unsigned)number;
+        return 0;
+    case OPT_SPIN_US:
+        if (!parse_number(optarg, 10, OB_SPIN_US_MAX, &number))
+            return fail_usage(req->who, "--spin-us takes 0 to %u microseconds, not '%s'",
+                              OB_SPIN_US_MAX, optarg);
+        req->spin_us = (unsigned)number;
         return 0;
     case OPT_CAPABILITIES:
         req->capabilities = true;
@@ -201,7 +209,7 @@ static int append_operands(const struct parser *parser)
 
 int serve_parse(int argc, char **argv, struct serve_request *out)
 {
-    struct serve_request req = { .who = "serve", .place.fd = -1 };
+    struct serve_request req = { .who = "serve", .place.fd = -1, .spin_us = OB_SPIN_US_DEFAULT };
     struct parser parser = { .req = &req };
     char **operands = calloc((size_t)argc, sizeof(*operands));
     int status;

@@ -55,11 +55,17 @@ struct ob_client_options {
     void *opaque;
     /* Do not offer the server a second socket for its DMA messages. */
     bool single_socket;
+    /*
+     * A wait for a reply begins by polling the socket for at most so many microseconds, before the
+     * thread sleeps; 0: it sleeps at once. How long it really polls follows what recent replies
+     * took; where they take longer, or no CPU is to spare, it does not. Since 0.1.
+     */
+    unsigned spin_us;
 };
 
-#define OB_CLIENT_OPTIONS_INIT                                             \
-    {                                                                      \
-        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL, false \
+#define OB_CLIENT_OPTIONS_INIT                                                                 \
+    {                                                                                          \
+        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL, false, OB_SPIN_US_DEFAULT \
     }
 
 /*

@@ -41,6 +41,11 @@ extern "C" {
 #define OB_REGION_INFO_MAX   4096u /* bytes of one region info with its capabilities */
 #define OB_WRITE_MULTI_MAX   (OB_DATA_XFER_MAX / 24u) /* entries of one REGION_WRITE_MULTI */
 
+/* How long a wait polls before it sleeps, unless it is told otherwise. Waking a thread on an idle
+ * CPU may take 30 us: less would never bring two sleepers to poll. */
+#define OB_SPIN_US_DEFAULT 50u
+#define OB_SPIN_US_MAX     10000u
+
 /* Largest payload of any message: data of the largest transfer and the fixed part before it. */
 #define OB_PAYLOAD_MAX (OB_DATA_XFER_MAX + 64u)
 #define OB_MSG_MAX     ((uint32_t)sizeof(struct ob_wire_hdr) + OB_PAYLOAD_MAX)

@@ -83,6 +83,14 @@ int ob_server_watch(struct ob_server *server, int fd, uint32_t events,
  * (a busy poller). NULL takes it out. */
 void ob_server_set_poller(struct ob_server *server, bool (*poll)(void *opaque), void *opaque);
 
+/*
+ * Before ob_server_run() sleeps it polls the client's socket for at most so many microseconds,
+ * as long as requests have come in such intervals lately; 0: it sleeps at once. Default:
+ * OB_SPIN_US_DEFAULT, at most OB_SPIN_US_MAX. Waiting for the answer to a message DMA the server
+ * does the same. Since 0.1.
+ */
+void ob_server_set_spin(struct ob_server *server, unsigned us);
+
 /* Whether a client has negotiated and is there. */
 bool ob_server_attached(const struct ob_server *server);
 

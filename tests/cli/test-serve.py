@@ -107,6 +107,8 @@ def _(tmp):
     refused(2, "not '99999999999999999999'", "gpio", "--fd", "99999999999999999999")
     refused(2, "--fd and --socket-path exclude each other", "gpio", "--fd", "0", "--socket-path", path)
     refused(2, "--socket-mode takes permissions such as 660, not '888'", "gpio", path, "--socket-mode", "888")
+    refused(2, "--spin-us takes 0 to 10000 microseconds, not '10001'", "gpio", path, "--spin-us", "10001")
+    refused(2, "not '-1'", "gpio", path, "--spin-us=-1")
     refused(2, "not '1777'", "gpio", path, "--socket-mode=1777")
     refused(2, "--socket-mode is for a path", "gpio", "--fd", "0", "--socket-mode=600")
     assert not path.exists()

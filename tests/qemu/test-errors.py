@@ -55,6 +55,7 @@ def _(tmp):
                 ({}, "socket=PATH"), ({"socket": ""}, "is empty"),
                 ({"socket.path": ""}, "is empty"), ({"socket.type": "inet"}, "use socket.type=unix"),
                 ({"socket": good, "socket.path": good}, "twice"), ({"socket": good, "x-msg-timeout": 0}, "at least 1"),
+                ({"socket": good, "spin-us": 10001}, "at most 10000"),
                 ({"socket": good, "x-pci-device-id": 0x10000}, "16 bits"), ({"socket": good, "nonsense": 1}, "nonsense")):
             text = refusal(vm, **properties)
             assert words in text, (properties, text)

@@ -271,6 +271,43 @@ TEST(dma_from_loop, "the-loop-serves-dma-when-nobody-waits")
     peer_stop(&peer);
 }
 
+static void dma_after_a_burst(struct peer *peer)
+{
+    uint32_t word = 0x12345678;
+
+    for (unsigned round = 0; round < 2; round++) {
+        for (unsigned i = 0; i < 50; i++) {
+            peer_expect(peer, OB_CMD_REGION_READ);
+            peer_reply_access(peer, "\1\2\3\4");
+        }
+        peer_dma(peer, 5, OB_CMD_DMA_WRITE, 0x20, sizeof(word), &word, 0);
+        peer_expect_reply(peer, OB_CMD_DMA_WRITE, 5);
+    }
+    CHECK(!peer_recv(peer));
+}
+
+/* Between reads that follow each other closely the loop is not told of the socket at once. */
+TEST(dma_after_burst, "the-loop-serves-dma-after-a-burst-of-reads")
+{
+    struct ob_client_options opt = with_ram();
+    struct peer peer = { 0 };
+    uint32_t value;
+
+    peer_start(&peer, dma_after_a_burst, &opt);
+    struct pollfd pfd = { ob_client_fd(peer.client), POLLIN, 0 };
+    for (unsigned round = 1; round <= 2; round++) {
+        for (unsigned i = 0; i < 50; i++)
+            CHECK_INT(ob_client_region_read(peer.client, 0, 0, &value, sizeof(value)), 0);
+        while (nserved < round) {
+            CHECK_INT(poll(&pfd, 1, 5000), 1);
+            CHECK_INT(ob_client_step(peer.client), 0);
+        }
+    }
+    while (poll(&pfd, 1, 50) > 0) /* and then the loop is left in peace */
+        CHECK_INT(ob_client_step(peer.client), 0);
+    peer_stop(&peer);
+}
+
 static struct peer *loop_peer;
 
 /* More is in the socket already, and still the loop's fd must not fire: this thread has the role.

@@ -204,6 +204,9 @@ static void start_injecting(struct peer *peer)
     injection = *(enum injection *)peer->arg;
 }
 
+/* Without polling the calls are the same each time; with it, they are more. */
+static unsigned spin_us;
+
 /* The session with this call going wrong; returns how it ended. */
 static int session(enum injection kind, long n, int with_error)
 {
@@ -215,6 +218,7 @@ static int session(enum injection kind, long n, int with_error)
 
     memset(big, 0x77, sizeof(big));
     opt.dma_read = dma_read;
+    opt.spin_us = spin_us;
     error = with_error;
     left = n;
     happened = false;
@@ -279,6 +283,17 @@ TEST(resets, "a-reset-anywhere-is-an-error")
 {
     run_all(FAIL_SEND, ECONNRESET, false);
     run_all(FAIL_RECV, ECONNRESET, false);
+}
+
+/* The failure hits what is polled as well as what was waited for. */
+TEST(resets_polling, "a-reset-anywhere-is-an-error-while-polling")
+{
+    spin_us = OB_SPIN_US_DEFAULT;
+    for (long n = 0; n < 200; n++) {
+        int rc = session(FAIL_RECV, n, ECONNRESET);
+        CHECK(rc < 0 || !happened);
+    }
+    CHECK_INT(session(FAIL_RECV, -1, EAGAIN), -ETIMEDOUT);
 }
 
 TEST(kernel_memory, "a-kernel-without-memory-anywhere-is-an-error")

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Whether, and for how long, a wait for the peer begins by polling its socket.
+ *
+ * Waking a thread that sleeps costs ten times a round trip between two that poll. So a wait polls
+ * first, where that has paid lately: for twice as long as recent waits took, never longer than
+ * the budget, and not while as many threads of this process poll as there are CPUs to spare. What
+ * mostly comes later than the budget is slept for at once, but for a trial now and then.
+ *
+ * Threads. One thread at a time uses a struct ob_spin.
+ */
+#ifndef OB_SPIN_H
+#define OB_SPIN_H
+
+#include <stdint.h>
+
+struct ob_spin {
+    int64_t budget_ns; /* 0: never */
+    int64_t peak_ns;   /* the longest of recent waits within the budget, forgotten slowly */
+    unsigned score;    /* of recent waits; 0: polling does not pay */
+    unsigned skipped;  /* waits since the last trial */
+    unsigned used;     /* since cpus was read */
+    unsigned cpus;     /* that this thread may run on */
+};
+
+void ob_spin_init(struct ob_spin *spin, unsigned budget_us);
+/* A wait begins. How long to poll, in nanoseconds; 0: not at all. Else ob_spin_end() must follow
+ * when the polling has ended, whatever it has brought. */
+int64_t ob_spin_begin(struct ob_spin *spin);
+void ob_spin_end(void);
+/* How long the wait took in the end, sleep included. */
+void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns);
+
+#endif

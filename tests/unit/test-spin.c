@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* When a wait polls before it sleeps. */
+#include "channel/spin.h"
+#include "harness.h"
+
+#include <sched.h>
+
+enum { BUDGET_US = 50, BUDGET_NS = BUDGET_US * 1000 };
+
+static void need_two_cpus(void)
+{
+    cpu_set_t set;
+
+    if (sched_getaffinity(0, sizeof(set), &set) != 0 || CPU_COUNT(&set) < 2)
+        test_skip("only one CPU may be used");
+}
+
+/* A wait of so many nanoseconds; how long it polls. */
+static int64_t wait_of(struct ob_spin *spin, int64_t ns)
+{
+    int64_t limit = ob_spin_begin(spin);
+
+    if (limit)
+        ob_spin_end();
+    ob_spin_learn(spin, ns);
+    return limit;
+}
+
+TEST(short_waits, "short-waits-are-polled-for-as-long-as-they-took")
+{
+    struct ob_spin spin;
+
+    need_two_cpus();
+    ob_spin_init(&spin, BUDGET_US);
+    for (int i = 0; i < 5000; i++) {
+        int64_t limit = wait_of(&spin, 4000);
+        CHECK(limit > 4000 && limit <= BUDGET_NS);
+    }
+    CHECK(wait_of(&spin, 4000) < 12000);
+    /* One that took longer is remembered. */
+    wait_of(&spin, 20000);
+    CHECK(wait_of(&spin, 4000) > 20000);
+}
+
+TEST(long_waits, "long-waits-are-slept-for-but-for-a-trial-now-and-then")
+{
+    struct ob_spin spin;
+    int polled = 0;
+
+    need_two_cpus();
+    ob_spin_init(&spin, BUDGET_US);
+    for (int i = 0; i < 16; i++)
+        wait_of(&spin, 2 * BUDGET_NS);
+    for (int i = 0; i < 1600; i++)
+        polled += wait_of(&spin, 2 * BUDGET_NS) > 0;
+    CHECK(polled > 50 && polled < 200);
+    /* Once they are short it polls again, also when the waits were slept through. */
+    for (int i = 0; i < 3; i++)
+        wait_of(&spin, BUDGET_NS - 1);
+    CHECK(wait_of(&spin, 4000) > 0);
+}
+
+TEST(off, "a-budget-of-0-never-polls")
+{
+    struct ob_spin spin;
+
+    ob_spin_init(&spin, 0);
+    for (int i = 0; i < 100; i++)
+        CHECK_INT(wait_of(&spin, 100), 0);
+}
+
+TEST(spare_cpus, "no-more-poll-than-there-are-cpus-to-spare")
+{
+    struct ob_spin spins[CPU_SETSIZE];
+    cpu_set_t set;
+    int cpus, polling = 0;
+
+    need_two_cpus();
+    sched_getaffinity(0, sizeof(set), &set);
+    cpus = CPU_COUNT(&set);
+    for (int i = 0; i < cpus; i++) {
+        ob_spin_init(&spins[i], BUDGET_US);
+        polling += ob_spin_begin(&spins[i]) > 0;
+    }
+    CHECK_INT(polling, cpus - 1);
+    ob_spin_end();
+    CHECK(ob_spin_begin(&spins[cpus - 1]) > 0);
+}
+
+TEST(one_cpu, "on-one-cpu-nobody-polls")
+{
+    struct ob_spin spin;
+    cpu_set_t set;
+    int cpu = 0;
+
+    sched_getaffinity(0, sizeof(set), &set);
+    while (!CPU_ISSET(cpu, &set))
+        cpu++;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    CHECK_INT(sched_setaffinity(0, sizeof(set), &set), 0);
+    ob_spin_init(&spin, BUDGET_US);
+    CHECK_INT(wait_of(&spin, 100), 0);
+}
