@@ -14,6 +14,11 @@
  *   taken     a waiter, or step  receive; nobody else may
  * Every change of the role happens under the lock.
  *
+ * Several threads that wait where polling pays (channel/spin.h) do not sleep, either: those without
+ * the role look whether they are done, or the role is free, and else give their CPU to the others.
+ * So does the holder then: on a machine with few CPUs the next to run may be one of them, with a
+ * request to send.
+ *
  * Two epoll instances make that visible to poll(): socket_epoll says what there is to do on the
  * sockets (always input; output as long as something is queued), and loop_epoll, which the
  * embedder watches, has socket_epoll in it, armed only while no waiter has the role.
@@ -55,6 +60,8 @@
 #define OB_CLIENT_STEP_MAX    32u
 /* DMA changes under way at a time. */
 #define OB_CLIENT_DMA_WINDOW  128u
+/* Calls by one thread after which it counts as the only one. */
+#define OB_CLIENT_SHARED      64u
 /* Waits that are closer together leave the loop disarmed. */
 #define OB_CLIENT_HOT_NS      1000000
 /* Waits for which a server that sent a command is not trusted to be silent. */
@@ -70,10 +77,10 @@ struct ob_waiter;
 /* A request under way. */
 struct ob_request {
     uint16_t id, cmd;
-    bool done;
+    atomic_bool done;
     int result; /* when done: 0 and reply is set, or a negative number */
     struct ob_msg *reply;
-    int64_t deadline_ns;
+    int64_t start_ns, deadline_ns;
     struct ob_waiter *waiter; /* the thread that sleeps until this is done, if one does */
     struct ob_request *next;  /* in its bucket */
 };
@@ -111,7 +118,10 @@ struct ob_client {
     /* guarded */
     bool lost_due; /* the thread that unlocks next calls opt.lost */
     bool told;     /* ob_client_step() has reported the death */
-    bool role_taken;
+    atomic_bool role_taken;
+    bool spin_pays;     /* what the last holder of the role found */
+    unsigned shared;    /* > 0: several threads call; counted down by calls of one */
+    pthread_t caller;   /* the last */
     bool armed;         /* socket_epoll is armed in loop_epoll */
     bool ticking;       /* timer_fd will expire */
     int64_t waited_ns;  /* when the last wait ended */
@@ -204,7 +214,7 @@ void ob_client_quiet_locked(struct ob_client *c);
 /* Lets the loop hear of the sockets again, unless somebody has the role. */
 void ob_client_rearm_locked(struct ob_client *c);
 /* The same at the end of a wait, after which the next one may follow soon. */
-void ob_client_wait_ended_locked(struct ob_client *c);
+void ob_client_wait_ended_locked(struct ob_client *c, int64_t now_ns);
 /* The loop called: the timer may have expired. */
 void ob_client_tick_locked(struct ob_client *c);
 /* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */

@@ -61,12 +61,11 @@ static bool stays_quiet_locked(struct ob_client *c)
     return c->ticking;
 }
 
-void ob_client_wait_ended_locked(struct ob_client *c)
+void ob_client_wait_ended_locked(struct ob_client *c, int64_t now_ns)
 {
-    int64_t now = ob_now_ns();
-    bool hot = now - c->waited_ns < OB_CLIENT_HOT_NS;
+    bool hot = now_ns - c->waited_ns < OB_CLIENT_HOT_NS;
 
-    c->waited_ns = now;
+    c->waited_ns = now_ns;
     if (c->eager)
         c->eager--;
     if (!hot || !stays_quiet_locked(c))

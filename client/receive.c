@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -139,28 +140,41 @@ static void receive_locked(struct ob_client *c, int64_t deadline_ns)
 
 /* The start of a wait: polls the sockets for a while, and handles what comes, until the request is
  * done. The lock is dropped meanwhile. */
-static void spin_locked(struct ob_client *c, const struct ob_request *req, int64_t start_ns)
+static void spin_locked(struct ob_client *c, const struct ob_request *req)
 {
     int64_t limit_ns = c->main.wants_output ? 0 : ob_spin_begin(&c->spin);
-    bool has_twin = c->twin.channel.fd >= 0;
+    bool has_twin = c->twin.channel.fd >= 0, shared = c->shared > 0;
+    int64_t until_ns = ob_now_ns() + limit_ns;
 
     if (limit_ns == 0)
         return;
-    if (limit_ns > req->deadline_ns - start_ns)
-        limit_ns = req->deadline_ns - start_ns;
-    do {
-        bool any;
-
-        ob_client_unlock(c);
-        do {
-            any = receive_one(c, &c->main) || (has_twin && receive_one(c, &c->twin));
-        } while (!any && !c->dead && ob_now_ns() - start_ns < limit_ns);
-        take_ready(c);
-        ob_client_lock(c);
-        if (!any)
+    if (until_ns > req->deadline_ns)
+        until_ns = req->deadline_ns;
+    ob_client_unlock(c);
+    while (!req->done && !c->dead) {
+        if (receive_one(c, &c->main) || (has_twin && receive_one(c, &c->twin)))
+            continue;
+        if (ob_now_ns() >= until_ns)
             break;
-    } while (!req->done && !c->dead && ob_now_ns() - start_ns < limit_ns);
+        if (shared)
+            sched_yield();
+    }
+    take_ready(c);
+    ob_client_lock(c);
     ob_spin_end();
+}
+
+/* The same for a thread without the role. */
+static void yield_locked(struct ob_client *c, const struct ob_request *req)
+{
+    int64_t until_ns = c->spin_pays ? ob_now_ns() + c->spin.budget_ns : 0;
+
+    if (until_ns > req->deadline_ns)
+        until_ns = req->deadline_ns;
+    ob_client_unlock(c);
+    while (!req->done && c->role_taken && ob_now_ns() < until_ns)
+        sched_yield();
+    ob_client_lock(c);
 }
 
 /* Sleeps until another thread has completed the request or handed over the role, or until the
@@ -194,30 +208,36 @@ static void sleep_locked(struct ob_client *c, struct ob_waiter *w, struct ob_req
 void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
 {
     struct ob_waiter w = { .request = req };
-    int64_t start_ns = 0;
+    bool received = false, yielded = false;
+    int64_t now_ns;
 
     while (!req->done) {
         if (!c->role_taken) {
             c->role_taken = true;
             w.has_role = true;
         }
-        if (!w.has_role) {
+        if (!w.has_role && !yielded) {
+            yielded = true;
+            yield_locked(c, req);
+        } else if (!w.has_role) {
             sleep_locked(c, &w, req);
-        } else if (start_ns == 0) {
+        } else if (!received) {
+            received = true;
             ob_client_quiet_locked(c);
-            start_ns = ob_now_ns();
-            spin_locked(c, req, start_ns);
+            spin_locked(c, req);
         } else {
             receive_locked(c, req->deadline_ns);
         }
         if (!req->done && ob_now_ns() >= req->deadline_ns)
             ob_request_expire_locked(c, req);
     }
-    if (start_ns)
-        ob_spin_learn(&c->spin, ob_now_ns() - start_ns);
-    if (w.has_role)
+    now_ns = ob_now_ns();
+    if (w.has_role) {
+        ob_spin_learn(&c->spin, now_ns - req->start_ns);
+        c->spin_pays = c->spin.score > 0;
         release_role_locked(c);
-    ob_client_wait_ended_locked(c);
+    }
+    ob_client_wait_ended_locked(c, now_ns);
 }
 
 /* Takes some of what has come over the socket. */

@@ -156,6 +156,18 @@ int ob_client_send_locked(struct ob_client *c, struct ob_socket *s, struct ob_wi
     return rc < 0 ? rc : ob_client_queue_locked(c, s, hdr, body);
 }
 
+static void note_caller_locked(struct ob_client *c)
+{
+    pthread_t self = pthread_self();
+
+    if (!pthread_equal(c->caller, self)) {
+        c->caller = self;
+        c->shared = OB_CLIENT_SHARED;
+    } else if (c->shared) {
+        c->shared--;
+    }
+}
+
 int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
                      const struct ob_body *body)
 {
@@ -166,8 +178,11 @@ int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
         return -EDEADLK;
     memset(req, 0, sizeof(*req));
     req->cmd = cmd;
-    req->deadline_ns = ob_deadline_ns(c->opt.timeout_ms);
+    req->start_ns = ob_now_ns();
+    req->deadline_ns = c->opt.timeout_ms < 0 ? OB_NO_DEADLINE
+                                             : req->start_ns + (int64_t)c->opt.timeout_ms * 1000000;
     ob_client_lock(c);
+    note_caller_locked(c);
     if (c->npending >= OB_CLIENT_PENDING_MAX) {
         rc = -EBUSY;
     } else {
