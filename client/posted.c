@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <string.h>
 
+#define FLUSH_EVERY 32 /* writes that are collected */
+
 /* Writes that go into a message: as many as fit, and as the server takes bytes. */
 static uint32_t batch_max(const struct ob_client *c)
 {
@@ -77,7 +79,8 @@ static int write_locked(struct ob_client *c, const struct ob_wire_region_access 
         return -ENOBUFS;
     if (c->main.channel.out_head && c->caps.write_multiple && wire->count <= OB_WRITE_MULTI_DATA &&
         batch_max(c) > 1) {
-        rc = ob_client_flush_locked(c, &c->main);
+        /* To ask the socket each time would cost more than the write. */
+        rc = c->nbatch % FLUSH_EVERY == 0 ? ob_client_flush_locked(c, &c->main) : 0;
         if (rc < 0)
             return rc;
         if (c->main.channel.out_head)
