@@ -94,6 +94,10 @@ void ob_channel_recycle(struct ob_channel *ch, struct ob_msg *msg);
  */
 int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                      unsigned niov, const int *fds, unsigned nfds);
+/* The same, but sends it at once or not at all: -EAGAIN when something is queued, or the socket has
+ * no room. */
+int ob_channel_try(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                   unsigned niov, const int *fds, unsigned nfds);
 /* 1: the queue is empty; 0: the socket takes no more now; negative errno. Never blocks. */
 int ob_channel_flush(struct ob_channel *ch);
 /* ob_channel_queue(), then waits until all of the queue is sent. -ETIMEDOUT leaves the rest

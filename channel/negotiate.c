@@ -35,6 +35,7 @@ void ob_caps_offer(struct ob_caps *caps)
     caps->max_data_xfer_size = OB_DATA_XFER_MAX;
     caps->max_dma_maps = OB_DMA_MAPS_MAX;
     caps->write_multiple = true;
+    caps->mapped_order = true;
 }
 
 /* The kernel's page size, like all known peers: libvfio-user refuses another one. */
@@ -168,6 +169,9 @@ static int parse_caps(const json_t *root, bool is_reply, struct ob_caps *caps, c
         rc = get_bool(object, "write_multiple", "write_multiple is not a boolean",
                       &caps->write_multiple, why);
     if (rc == 0)
+        rc = get_bool(object, "mapped_order", "mapped_order is not a boolean", &caps->mapped_order,
+                      why);
+    if (rc == 0)
         rc = get_object(object, "twin_socket", "twin_socket is not an object", &twin, why);
     if (rc == 0 && twin)
         rc = parse_twin(twin, is_reply, caps, why);
@@ -237,6 +241,8 @@ int ob_caps_print(const struct ob_caps *caps, bool is_reply, char *buf, size_t s
     put_number(&p, "pgsizes", caps->pgsizes, OB_PGSIZES_DEFAULT);
     if (caps->write_multiple)
         put(&p, ",\"write_multiple\":true");
+    if (caps->mapped_order)
+        put(&p, ",\"mapped_order\":true");
     if (caps->twin_socket) {
         put(&p, ",\"twin_socket\":{\"supported\":true");
         if (is_reply)

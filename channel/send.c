@@ -127,22 +127,33 @@ static struct ob_out *out_new(const struct iovec *iov, unsigned niov, size_t ski
     return out;
 }
 
-/* Sends a message if the queue is empty, and queues what is left of it. */
-static int send_or_queue(struct ob_channel *ch, struct iovec *iov, unsigned niov, size_t total,
-                         const int *fds, unsigned nfds)
+/* A message on its way out: the header and what follows it. */
+struct message {
+    struct iovec iov[OB_CHANNEL_IOV_MAX + 1];
+    unsigned niov;
+    size_t total;
+    const int *fds;
+    unsigned nfds;
+};
+
+/* Sends a message if the queue is empty, and queues what is left of it; with at_once only if the
+ * socket has taken its beginning. */
+static int send_or_queue(struct ob_channel *ch, struct message *m, bool at_once)
 {
     size_t sent = 0;
     int rc = 0;
 
     if (!ch->out_head) {
-        ssize_t n = send_some(ch->fd, iov, niov, fds, nfds);
+        ssize_t n = send_some(ch->fd, m->iov, m->niov, m->fds, m->nfds);
         if (n < 0 && n != -EAGAIN)
             return (int)n;
         sent = n > 0 ? n : 0;
-        if (sent == total)
+        if (sent == m->total)
             return 0;
     }
-    struct ob_out *out = out_new(iov, niov, sent, total, fds, sent ? 0 : nfds, &rc);
+    if (at_once && !sent)
+        return -EAGAIN;
+    struct ob_out *out = out_new(m->iov, m->niov, sent, m->total, m->fds, sent ? 0 : m->nfds, &rc);
     if (!out) {
         /* Half a message must not be followed by another one. */
         if (sent)
@@ -158,27 +169,43 @@ static int send_or_queue(struct ob_channel *ch, struct iovec *iov, unsigned niov
     return 0;
 }
 
-int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
-                     unsigned niov, const int *fds, unsigned nfds)
+static int put_message(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                       unsigned niov, const int *fds, unsigned nfds, bool at_once)
 {
-    struct iovec all[OB_CHANNEL_IOV_MAX + 1] = { { hdr, sizeof(*hdr) } };
-    size_t total = sizeof(*hdr);
+    struct message m;
 
     if (niov > OB_CHANNEL_IOV_MAX || nfds > OB_MSG_FDS_MAX)
         return -EINVAL;
+    m.iov[0] = (struct iovec){ hdr, sizeof(*hdr) };
+    m.total = sizeof(*hdr);
     for (unsigned i = 0; i < niov; i++) {
-        all[i + 1] = iov[i];
-        if (iov[i].iov_len > OB_CHANNEL_QUEUE_MAX - total)
+        m.iov[i + 1] = iov[i];
+        if (iov[i].iov_len > OB_CHANNEL_QUEUE_MAX - m.total)
             return -EMSGSIZE;
-        total += iov[i].iov_len;
+        m.total += iov[i].iov_len;
     }
+    m.niov = niov + 1;
+    m.fds = fds;
+    m.nfds = nfds;
     int rc = ob_channel_flush(ch);
     if (rc < 0)
         return rc;
-    if (total > OB_CHANNEL_QUEUE_MAX - ch->out_bytes)
+    if (m.total > OB_CHANNEL_QUEUE_MAX - ch->out_bytes)
         return -ENOBUFS;
-    hdr->msg_size = (uint32_t)total;
-    return send_or_queue(ch, all, niov + 1, total, fds, nfds);
+    hdr->msg_size = (uint32_t)m.total;
+    return send_or_queue(ch, &m, at_once);
+}
+
+int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                     unsigned niov, const int *fds, unsigned nfds)
+{
+    return put_message(ch, hdr, iov, niov, fds, nfds, false);
+}
+
+int ob_channel_try(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                   unsigned niov, const int *fds, unsigned nfds)
+{
+    return put_message(ch, hdr, iov, niov, fds, nfds, true);
 }
 
 int ob_channel_send(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,

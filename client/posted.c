@@ -73,8 +73,6 @@ static int write_locked(struct ob_client *c, const struct ob_wire_region_access 
     const struct ob_body body = { wire, sizeof(*wire), data, wire->count, NULL, 0 };
     int rc;
 
-    if (c->dead)
-        return -ENOTCONN;
     if (c->main.channel.out_bytes >= OB_CLIENT_POST_MAX)
         return -ENOBUFS;
     if (c->main.channel.out_head && c->caps.write_multiple && wire->count <= OB_WRITE_MULTI_DATA &&
@@ -90,20 +88,51 @@ static int write_locked(struct ob_client *c, const struct ob_wire_region_access 
     return rc < 0 ? rc : post_locked(c, OB_CMD_REGION_WRITE, &body);
 }
 
+static int write_now_locked(struct ob_client *c, const struct ob_wire_region_access *wire,
+                            const void *data)
+{
+    struct ob_wire_hdr hdr = { .msg_id = OB_POSTED_ID,
+                               .cmd = OB_CMD_REGION_WRITE,
+                               .flags = OB_HDR_COMMAND | OB_HDR_NO_REPLY };
+    const struct iovec iov[2] = { { (void *)wire, sizeof(*wire) }, { (void *)data, wire->count } };
+    int rc;
+
+    if (wire->count > OB_WRITE_MULTI_DATA)
+        return -EMSGSIZE;
+    rc = c->main.wants_output ? ob_client_flush_locked(c, &c->main) : 0;
+    if (rc == 0)
+        rc = ob_channel_try(&c->main.channel, &hdr, iov, 2, NULL, 0);
+    return rc == -EPIPE || rc == -ECONNRESET ? ob_client_send_failed_locked(c, rc) : rc;
+}
+
+static int post(struct ob_client *c, struct ob_wire_region_access wire, const void *data,
+                int (*write)(struct ob_client *c, const struct ob_wire_region_access *wire,
+                             const void *data))
+{
+    int rc;
+
+    if (wire.count == 0)
+        return 0;
+    if (wire.offset > UINT64_MAX - (wire.count - 1))
+        return -EINVAL;
+    if (wire.count > ob_client_xfer_max(c))
+        return -EMSGSIZE;
+    ob_client_lock(c);
+    rc = c->dead ? -ENOTCONN : write(c, &wire, data);
+    ob_client_unlock(c);
+    return rc;
+}
+
 int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t offset,
                           const void *data, uint32_t count)
 {
-    struct ob_wire_region_access wire = { offset, region, count };
-    int rc;
+    return post(client, (struct ob_wire_region_access){ offset, region, count }, data,
+                write_locked);
+}
 
-    if (count == 0)
-        return 0;
-    if (offset > UINT64_MAX - (count - 1))
-        return -EINVAL;
-    if (count > ob_client_xfer_max(client))
-        return -EMSGSIZE;
-    ob_client_lock(client);
-    rc = write_locked(client, &wire, data);
-    ob_client_unlock(client);
-    return rc;
+int ob_client_region_post_now(struct ob_client *client, uint32_t region, uint64_t offset,
+                              const void *data, uint32_t count)
+{
+    return post(client, (struct ob_wire_region_access){ offset, region, count }, data,
+                write_now_locked);
 }

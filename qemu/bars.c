@@ -48,7 +48,8 @@ static MemTxResult bar_write(void *opaque, hwaddr addr, uint64_t data, unsigned 
 
     stn_le_p(bytes, size, data);
     if (bar->posted && d->link.client) {
-        rc = ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
+        rc = d->have_maps ? ob_client_region_post_now(d->link.client, bar->index, addr, bytes, size)
+                          : ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
     }
     if (rc < 0) { /* what cannot be posted, because of its size or what is queued, is waited for */
         obq_link_write(d, bar->index, addr, bytes, size, vcpu);
@@ -153,11 +154,14 @@ bool obq_bars_have_maps(const ObPci *d)
     return false;
 }
 
-/* What the guest does to a mapped area, and what is signalled, would overtake posted writes. */
+/* What is signalled would overtake posted writes; so would what the guest does to a mapped area,
+ * but where the server looks for them first. */
 static void bars_choose_posting(ObPci *d)
 {
-    bool posted = !d->no_posted_writes && !obq_bars_have_maps(d);
+    bool posted = !d->no_posted_writes;
 
+    d->have_maps = obq_bars_have_maps(d);
+    posted = posted && (!d->have_maps || ob_client_caps(d->link.client)->mapped_order);
     for (unsigned i = 0; i < OB_BARS; i++) {
         posted = posted && !d->bars[i].nevents;
     }

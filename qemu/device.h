@@ -130,7 +130,7 @@ struct ObPci {
 
     ObBar bars[OB_BARS];
     MemoryRegion rom;
-    bool maps_enabled;
+    bool have_maps, maps_enabled;
 
     ObIrqMode irq_mode;
     ObIntx intx;

@@ -177,6 +177,7 @@ struct ob_server {
     struct ob_migration *migration; /* NULL: the device has none */
     unsigned guard_hits;            /* those that were dealt with */
     int timeout_ms;
+    bool mapped_order;
 };
 
 /* ---- server.c: the loop ------------------------------------------------------------------- */
@@ -221,6 +222,8 @@ bool ob_session_read(struct ob_session *session);
 void ob_session_rearm(struct ob_session *session);
 /* Commands are at hand that no fd will announce. */
 bool ob_session_has_work(const struct ob_session *session);
+/* Whether all that it has sent was handled. */
+bool ob_session_caught_up(const struct ob_session *session);
 /* Lets the client go. */
 void ob_session_end(struct ob_session *session);
 /* Keeps a command for later. Takes msg. */

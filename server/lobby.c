@@ -58,6 +58,7 @@ static void offer(struct ob_session *session, struct ob_reply *reply,
 {
     struct ob_wire_version version = { .major = OB_VERSION_MAJOR, .minor = asked->minor };
     struct ob_caps caps;
+    size_t room;
     int len;
 
     if (version.minor > OB_VERSION_MINOR)
@@ -68,6 +69,7 @@ static void offer(struct ob_session *session, struct ob_reply *reply,
         return;
     ob_caps_offer(&caps);
     caps.write_multiple &= session->caps.write_multiple;
+    caps.mapped_order = session->caps.mapped_order && session->server->mapped_order;
     if (session->caps.twin_socket && session->caps.max_msg_fds > 0)
         reply->fds[0] = ob_session_add_twin(session);
     caps.twin_socket = reply->fds[0] >= 0;
@@ -75,7 +77,9 @@ static void offer(struct ob_session *session, struct ob_reply *reply,
     caps.twin_fd_index = 0;
     if (session->caps.migration && session->server->migration)
         ob_caps_offer_migration(&caps);
-    len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, OB_VERSION_JSON_QEMU);
+    /* QEMU's own device is the one that has no room for more, and knows nothing of this. */
+    room = session->caps.mapped_order ? sizeof(reply->fixed) - reply->len : OB_VERSION_JSON_QEMU;
+    len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, room);
     if (len > 0)
         reply->len += (size_t)len;
 }

@@ -205,6 +205,16 @@ int ob_server_fd(const struct ob_server *server)
     return server->epoll_fd;
 }
 
+bool ob_server_caught_up(const struct ob_server *server)
+{
+    return !ob_server_attached(server) || ob_session_caught_up(server->session);
+}
+
+void ob_server_set_mapped_order(struct ob_server *server)
+{
+    server->mapped_order = true;
+}
+
 bool ob_server_attached(const struct ob_server *server)
 {
     return server->session && !server->session->doomed;

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -101,6 +102,14 @@ static bool may_read(const struct ob_session *session)
 bool ob_session_has_work(const struct ob_session *session)
 {
     return (session->backlog || ob_channel_ready(&session->ch)) && may_read(session);
+}
+
+bool ob_session_caught_up(const struct ob_session *session)
+{
+    int unread;
+
+    return !session->backlog && session->ch.nextra == 0 &&
+           (ioctl(session->ch.fd, FIONREAD, &unread) < 0 || unread == 0);
 }
 
 void ob_session_defer(struct ob_session *session, struct ob_msg *msg)

@@ -89,6 +89,7 @@ static int build(struct null *null, ob_log_fn log)
         (rc = ob_server_set_region(null->server, 0, &registers)) < 0 ||
         (rc = ob_server_set_region(null->server, 1, &memory)) < 0)
         return rc;
+    ob_server_set_mapped_order(null->server); /* it does not look at its memory */
     return 0;
 }
 

@@ -174,6 +174,13 @@ int ob_client_region_write(struct ob_client *client, uint32_t region, uint64_t o
  */
 int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t offset,
                           const void *data, uint32_t count);
+/*
+ * The same, but -EAGAIN where it would be queued: it is in the socket when this returns 0. So a
+ * store to a mapped area that follows it cannot overtake it where the server says mapped_order
+ * (R-CAPS-9). At most 8 bytes, which the socket takes whole. Since 0.1.
+ */
+int ob_client_region_post_now(struct ob_client *client, uint32_t region, uint64_t offset,
+                              const void *data, uint32_t count);
 
 /* ---- DMA ---------------------------------------------------------------------------------- */
 

@@ -345,6 +345,7 @@ struct ob_caps {
     uint32_t max_dma_maps;
     uint64_t pgsizes;    /* OR of the page sizes usable in DMA_MAP */
     bool write_multiple; /* REGION_WRITE_MULTI may be used */
+    bool mapped_order;   /* posted writes and stores to mapped areas keep their order */
     bool twin_socket;
     int twin_fd_index; /* in a reply: index into its fds, else -1 */
     bool migration;

@@ -91,6 +91,13 @@ void ob_server_set_poller(struct ob_server *server, bool (*poll)(void *opaque), 
  */
 void ob_server_set_spin(struct ob_server *server, unsigned us);
 
+/*
+ * Whether everything that the client had sent before this call has been handled. A device that
+ * finds something new in memory which the client maps, and that must not see it before the posted
+ * writes that came earlier, looks at it again after the next step when this is false.
+ */
+bool ob_server_caught_up(const struct ob_server *server);
+
 /* Whether a client has negotiated and is there. */
 bool ob_server_attached(const struct ob_server *server);
 
@@ -118,6 +125,12 @@ struct ob_region {
 };
 
 int ob_server_set_region(struct ob_server *server, uint32_t index, const struct ob_region *region);
+/*
+ * The device keeps the order between commands and stores to what it lets the client map
+ * (ob_server_caught_up() is how), or has no use for that order. Clients then post writes also
+ * where regions are mapped: R-CAPS-9. Since 0.1.
+ */
+void ob_server_set_mapped_order(struct ob_server *server);
 /* An IRQ index with its number of vectors. flags: OB_IRQ_*. */
 int ob_server_set_irq(struct ob_server *server, uint32_t index, uint32_t count, uint32_t flags);
 

@@ -61,6 +61,7 @@ class FakeDevice:
         self.maps = {}
         self.eventfds = {}
         self.version = {"capabilities": {"max_msg_fds": 8, "max_data_xfer_size": 1048576}}
+        self.no_reply = False  # whether the command being served wants none
         self.connections = 0
         self.connection = None
         self.stopping = False
@@ -145,6 +146,7 @@ class FakeDevice:
     def _serve(self, msg_id, cmd, flags, _error, payload, fds):
         assert flags & 15 == 0, "an unexpected reply"
         self.log.append((cmd, payload))
+        self.no_reply = bool(flags & 0x10)
         out_fds, error, reply = [], 0, b""
         try:
             reply = self.answer(cmd, payload, fds)

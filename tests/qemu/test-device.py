@@ -108,6 +108,32 @@ def _(tmp):
                 assert seen == list(range(100))
 
 
+@case("posted-writes-and-mapped-stores-keep-their-order")
+def _(tmp):
+    """Only a server that says it looks at the socket first is posted to while a BAR is mapped."""
+    memory, unanswered = sealed_memory(4096), []
+
+    def write(device, payload):
+        unanswered.append(device.no_reply)
+        return device.cmd_10(payload, [])
+    with FakeDevice(tmp / "s", bars={0: 4096, 1: 4096}) as fake:
+        fake.on[GET_REGION_INFO] = mappable(memory, 4096)
+        fake.on[REGION_WRITE] = write
+        for ordered in (False, True):
+            fake.version["capabilities"]["mapped_order"] = ordered
+            with Qemu(tmp, *device(tmp / "s")) as vm:
+                pci = vm.pci(4)
+                pci.assign(0)
+                pci.assign(1)
+                unanswered.clear()
+                pci.bar_write(1, 0, 4, 7)
+                assert pci.bar_read(1, 0, 4) == 7
+                pci.bar_write(0, 0, 4, 9)
+                assert os.pread(memory, 1, 0) == b"\x09"
+                assert unanswered == [ordered], unanswered
+    os.close(memory)
+
+
 @case("bars-of-all-kinds")
 def _(tmp):
     space = config_space(bars={0: 0x4, 2: 0x1, 3: 0x8, 4: 0xC})

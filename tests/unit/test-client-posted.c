@@ -121,6 +121,30 @@ static uint64_t let_go_and_count(struct peer *peer)
     return counted;
 }
 
+TEST(now, "write-that-would-be-queued-is-refused-where-it-must-not-be")
+{
+    struct arrived arrived;
+    struct peer peer;
+    uint64_t posted = 0;
+    int rc;
+
+    set_up(&peer, &arrived, multi);
+    do
+        rc = ob_client_region_post_now(peer.client, posted % 3, 8 * posted, &posted, 8);
+    while (rc == 0 && ++posted);
+    CHECK_INT(rc, -EAGAIN);
+    CHECK(posted > 10);
+    CHECK_INT(ob_client_region_post_now(peer.client, 0, 0, &rc, 9), -EMSGSIZE);
+    CHECK_INT(post(&peer, posted), 0); /* queued; and what is queued is not overtaken */
+    posted++;
+    CHECK_INT(ob_client_region_post_now(peer.client, 0, 0, &rc, 4), -EAGAIN);
+    CHECK_INT(let_go_and_count(&peer), posted);
+    CHECK_INT(ob_client_region_post_now(peer.client, posted % 3, 8 * posted, &posted, 8), 0);
+    posted++;
+    CHECK_INT(let_go_and_count(&peer), posted);
+    tear_down(&peer);
+}
+
 TEST(coalesced, "queued-writes-go-out-together-in-order")
 {
     struct arrived arrived;

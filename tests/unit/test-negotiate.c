@@ -151,6 +151,7 @@ TEST(types, "wrong-types-are-refused-by-name")
     }
     refuse(CAPS("\"write_multiple\":1"), "write_multiple");
     refuse(CAPS("\"write_multiple\":null"), "write_multiple");
+    refuse(CAPS("\"mapped_order\":1"), "mapped_order");
     refuse(CAPS("\"twin_socket\":true"), "twin_socket");
     refuse(CAPS("\"twin_socket\":{\"supported\":1}"), "supported");
     refuse(CAPS("\"migration\":true"), "migration");
@@ -204,7 +205,7 @@ TEST(round_trip, "printed-text-is-parsed-to-the-same")
     char buf[OB_VERSION_JSON_MAX];
     struct ob_caps caps, back;
 
-    for (unsigned bits = 0; bits < 128; bits++) {
+    for (unsigned bits = 0; bits < 256; bits++) {
         bool is_reply = bits & 1;
         ob_caps_offer(&caps);
         caps.write_multiple = bits & 2;
@@ -217,6 +218,7 @@ TEST(round_trip, "printed-text-is-parsed-to-the-same")
             caps.max_dma_maps = 7;
         if (bits & 64)
             caps.pgsizes = 4096 | 1u << 21;
+        caps.mapped_order = bits & 128;
         int len = ob_caps_print(&caps, is_reply, buf, sizeof(buf));
         CHECK(len > 0);
         CHECK_INT(len, strlen(buf) + 1);
@@ -226,6 +228,7 @@ TEST(round_trip, "printed-text-is-parsed-to-the-same")
         CHECK_INT(back.max_dma_maps, caps.max_dma_maps);
         CHECK_INT(back.pgsizes, caps.pgsizes);
         CHECK_INT(back.write_multiple, caps.write_multiple);
+        CHECK_INT(back.mapped_order, caps.mapped_order);
         CHECK_INT(back.twin_socket, caps.twin_socket);
         CHECK_INT(back.twin_fd_index, caps.twin_fd_index);
         CHECK_INT(back.migration, caps.migration);

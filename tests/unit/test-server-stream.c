@@ -127,6 +127,42 @@ TEST(posted, "posted-requests-are-executed-and-never-answered")
     ob_server_free(server);
 }
 
+TEST(caught_up, "device-can-tell-whether-commands-are-on-their-way")
+{
+    struct memory_device device;
+    struct ob_server *server = memory_device_listen(&device);
+    struct ob_wire_hdr hdr = { 0, OB_CMD_DEVICE_RESET, sizeof(hdr), OB_HDR_NO_REPLY, 0 };
+    uint8_t posted[sizeof(hdr) + sizeof(struct ob_wire_region_access) + 4];
+    struct peer peer;
+    unsigned steps = 0;
+
+    CHECK(ob_server_caught_up(server)); /* with nobody there */
+    peer_attach(&peer, server);
+    peer_settle(server);
+    CHECK(ob_server_caught_up(server));
+    for (unsigned i = 0; i < 200; i++)
+        peer_send_raw(&peer, &hdr, sizeof(hdr));
+    for (; !ob_server_caught_up(server); steps++)
+        CHECK_INT(ob_server_step(server), 0);
+    CHECK(steps > 1);
+    /* The last of what was sent is what it says. */
+    memset(posted, 0, sizeof(posted));
+    memcpy(posted,
+           &(struct ob_wire_hdr){ 0, OB_CMD_REGION_WRITE, sizeof(posted),
+                                  OB_HDR_COMMAND | OB_HDR_NO_REPLY, 0 },
+           sizeof(hdr));
+    memcpy(posted + sizeof(hdr), &(struct ob_wire_region_access){ 16, 0, 4 },
+           sizeof(struct ob_wire_region_access));
+    posted[sizeof(posted) - 4] = 0x77;
+    peer_send_raw(&peer, &hdr, sizeof(hdr));
+    peer_send_raw(&peer, posted, sizeof(posted));
+    while (!ob_server_caught_up(server))
+        CHECK_INT(ob_server_step(server), 0);
+    CHECK_INT(device.memory[16], 0x77);
+    peer_close(&peer);
+    ob_server_free(server);
+}
+
 TEST(stray_reply, "reply-to-nothing-is-dropped")
 {
     struct memory_device device;
