@@ -52,17 +52,18 @@ static void keep_fds(struct ob_msg *msg, const struct cmsghdr *cmsg)
     }
 }
 
-/* Reads into up to two places. The number of bytes, -EAGAIN, -ECONNRESET at the end of the stream,
- * or another negative errno. */
-static ssize_t read_some(struct ob_channel *ch, struct iovec *iov, size_t niov)
+/* The number of bytes read, -EAGAIN, -ECONNRESET at the end of the stream, or another negative
+ * errno. */
+static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
 {
     union {
         struct cmsghdr align;
         char space[CMSG_SPACE(sizeof(int) * OB_MSG_FDS_MAX)];
     } control;
+    struct iovec iov = { buf, len };
     struct msghdr mh = {
-        .msg_iov = iov,
-        .msg_iovlen = niov,
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
         .msg_control = &control,
         .msg_controllen = sizeof(control),
     };
@@ -83,11 +84,6 @@ static ssize_t read_some(struct ob_channel *ch, struct iovec *iov, size_t niov)
     return n ? n : -ECONNRESET;
 }
 
-static ssize_t read_bytes(struct ob_channel *ch, void *buf, size_t len)
-{
-    return read_some(ch, &(struct iovec){ buf, len }, 1);
-}
-
 /* Bytes of the message that are there, as far as they go. */
 static uint32_t take_extra(struct ob_channel *ch, void *buf, uint32_t len)
 {
@@ -105,20 +101,21 @@ static int recv_header(struct ob_channel *ch)
 {
     struct ob_msg *msg = ch->in;
 
-    if (ch->in_got < HDR_SIZE)
+    if (ch->nextra && ch->in_got < HDR_SIZE)
         ch->in_got += take_extra(ch, (uint8_t *)&msg->hdr + ch->in_got, HDR_SIZE - ch->in_got);
     while (ch->in_got < HDR_SIZE) {
         uint32_t missing = HDR_SIZE - ch->in_got;
         unsigned nfds = msg->nfds;
         bool lost = msg->fds_lost;
-        struct iovec iov[2] = { { (uint8_t *)&msg->hdr + ch->in_got, missing },
-                                { ch->extra, ch->ahead } };
-        ssize_t n = read_some(ch, iov, ch->ahead ? 2 : 1);
+        uint8_t bytes[HDR_SIZE + OB_AHEAD_MAX];
+        ssize_t n = read_some(ch, bytes, missing + ch->ahead);
         if (n < 0)
             return n == -EAGAIN ? 0 : (int)n;
         ch->nextra = n > missing ? (uint32_t)n - missing : 0;
         ch->own_fds = nfds;
         ch->own_lost = lost;
+        memcpy((uint8_t *)&msg->hdr + ch->in_got, bytes, (uint32_t)n - ch->nextra);
+        memcpy(ch->extra, bytes + missing, ch->nextra);
         ch->in_got += (uint32_t)n - ch->nextra;
     }
     if (msg->hdr.msg_size < HDR_SIZE)
@@ -161,7 +158,7 @@ static int recv_payload(struct ob_channel *ch)
         if (rc < 0)
             return rc;
         ssize_t n = ch->nextra ? take_extra(ch, msg->payload + got, room)
-                               : read_bytes(ch, msg->payload + got, room);
+                               : read_some(ch, msg->payload + got, room);
         if (n < 0)
             return n == -EAGAIN ? 0 : (int)n;
         ch->in_got += n;
@@ -179,7 +176,7 @@ static int drain(struct ob_channel *ch)
         if (done >= DRAIN_MAX)
             return 0;
         left = left < sizeof(scratch) ? left : sizeof(scratch);
-        ssize_t n = ch->nextra ? take_extra(ch, scratch, left) : read_bytes(ch, scratch, left);
+        ssize_t n = ch->nextra ? take_extra(ch, scratch, left) : read_some(ch, scratch, left);
         if (n < 0)
             return n == -EAGAIN ? 0 : (int)n;
         ch->in_got += n;

@@ -51,7 +51,7 @@ void ob_channel_drop_queue(struct ob_channel *ch)
     ch->out_bytes = 0;
 }
 
-/* One sendmsg(). The number of bytes that the socket took, or a negative errno. */
+/* One system call. The number of bytes that the socket took, or a negative errno. */
 static ssize_t send_some(int fd, struct iovec *iov, size_t niov, const int *fds, unsigned nfds)
 {
     union {
@@ -136,24 +136,12 @@ struct message {
     unsigned nfds;
 };
 
-/* Sends a message if the queue is empty, and queues what is left of it; with at_once only if the
- * socket has taken its beginning. */
-static int send_or_queue(struct ob_channel *ch, struct message *m, bool at_once)
+/* Queues what follows the first sent bytes of the message. */
+static int queue_rest(struct ob_channel *ch, const struct message *m, size_t sent)
 {
-    size_t sent = 0;
     int rc = 0;
-
-    if (!ch->out_head) {
-        ssize_t n = send_some(ch->fd, m->iov, m->niov, m->fds, m->nfds);
-        if (n < 0 && n != -EAGAIN)
-            return (int)n;
-        sent = n > 0 ? n : 0;
-        if (sent == m->total)
-            return 0;
-    }
-    if (at_once && !sent)
-        return -EAGAIN;
     struct ob_out *out = out_new(m->iov, m->niov, sent, m->total, m->fds, sent ? 0 : m->nfds, &rc);
+
     if (!out) {
         /* Half a message must not be followed by another one. */
         if (sent)
@@ -169,31 +157,84 @@ static int send_or_queue(struct ob_channel *ch, struct message *m, bool at_once)
     return 0;
 }
 
+static int gather(struct message *m, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                  unsigned niov, const int *fds, unsigned nfds)
+{
+    if (niov > OB_CHANNEL_IOV_MAX || nfds > OB_MSG_FDS_MAX)
+        return -EINVAL;
+    m->iov[0] = (struct iovec){ hdr, sizeof(*hdr) };
+    m->niov = niov + 1;
+    m->total = sizeof(*hdr);
+    for (unsigned i = 0; i < niov; i++) {
+        m->iov[i + 1] = iov[i];
+        if (iov[i].iov_len > OB_CHANNEL_QUEUE_MAX - m->total)
+            return -EMSGSIZE;
+        m->total += iov[i].iov_len;
+    }
+    m->fds = fds;
+    m->nfds = nfds;
+    hdr->msg_size = (uint32_t)m->total;
+    return 0;
+}
+
+/* A message without fds that is not larger is sent from one piece: to copy it costs less than to
+ * have the kernel gather it. */
+#define FLAT_MAX 256u
+
+/* The number of bytes that the socket took, all of them in *total; a negative errno; -E2BIG: it is
+ * larger, and nothing was done. */
+static ssize_t send_flat(int fd, struct ob_wire_hdr *hdr, const struct iovec *iov, unsigned niov,
+                         size_t *total)
+{
+    uint8_t flat[FLAT_MAX];
+    size_t len = sizeof(*hdr);
+    ssize_t n;
+
+    for (unsigned i = 0; i < niov; i++) {
+        if (iov[i].iov_len > sizeof(flat) - len)
+            return -E2BIG;
+        memcpy(flat + len, iov[i].iov_base, iov[i].iov_len);
+        len += iov[i].iov_len;
+    }
+    hdr->msg_size = (uint32_t)len;
+    memcpy(flat, hdr, sizeof(*hdr));
+    *total = len;
+    do
+        n = send(fd, flat, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+/* at_once: not at all, rather than queued from its beginning. */
 static int put_message(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                        unsigned niov, const int *fds, unsigned nfds, bool at_once)
 {
+    ssize_t n = -E2BIG;
     struct message m;
+    size_t total;
+    int rc;
 
-    if (niov > OB_CHANNEL_IOV_MAX || nfds > OB_MSG_FDS_MAX)
-        return -EINVAL;
-    m.iov[0] = (struct iovec){ hdr, sizeof(*hdr) };
-    m.total = sizeof(*hdr);
-    for (unsigned i = 0; i < niov; i++) {
-        m.iov[i + 1] = iov[i];
-        if (iov[i].iov_len > OB_CHANNEL_QUEUE_MAX - m.total)
-            return -EMSGSIZE;
-        m.total += iov[i].iov_len;
+    if (!ch->out_head && nfds == 0 && niov <= OB_CHANNEL_IOV_MAX) {
+        n = send_flat(ch->fd, hdr, iov, niov, &total);
+        if (n >= 0 && (size_t)n == total)
+            return 0;
     }
-    m.niov = niov + 1;
-    m.fds = fds;
-    m.nfds = nfds;
-    int rc = ob_channel_flush(ch);
+    rc = gather(&m, hdr, iov, niov, fds, nfds);
     if (rc < 0)
         return rc;
-    if (m.total > OB_CHANNEL_QUEUE_MAX - ch->out_bytes)
-        return -ENOBUFS;
-    hdr->msg_size = (uint32_t)m.total;
-    return send_or_queue(ch, &m, at_once);
+    if (n == -E2BIG) {
+        rc = ob_channel_flush(ch);
+        if (rc < 0)
+            return rc;
+        if (m.total > OB_CHANNEL_QUEUE_MAX - ch->out_bytes)
+            return -ENOBUFS;
+        n = ch->out_head ? 0 : send_some(ch->fd, m.iov, m.niov, fds, nfds);
+    }
+    if (n < 0 && n != -EAGAIN)
+        return (int)n;
+    if (n > 0 && (size_t)n == m.total)
+        return 0;
+    return n <= 0 && at_once ? -EAGAIN : queue_rest(ch, &m, n > 0 ? (size_t)n : 0);
 }
 
 int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,

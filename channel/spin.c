@@ -4,23 +4,16 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SCORE_MAX      8u
-#define TRIAL_EVERY    16u   /* waits, while polling does not pay */
-#define CPUS_EVERY     1024u /* uses, between two looks at the CPUs we may run on */
+#define TRIAL_EVERY    16u /* waits, while polling does not pay */
+#define YIELD_EVERY    16u /* looks */
 #define MARGIN_NS      2000
 #define FORGET_DIVISOR 128
 
-/* Threads of this process that poll now. */
-static atomic_uint spinners;
-
-/* Between 1 and what there is: on a single CPU the peer could not answer while we poll. */
-static unsigned usable_cpus(void)
-{
-    cpu_set_t set;
-
-    return sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
-}
+/* Threads of this process that poll now, and the CPUs of the machine. */
+static atomic_uint spinners, cpus;
 
 void ob_spin_init(struct ob_spin *spin, unsigned budget_us)
 {
@@ -28,6 +21,7 @@ void ob_spin_init(struct ob_spin *spin, unsigned budget_us)
     spin->budget_ns = (int64_t)budget_us * 1000;
     spin->peak_ns = spin->budget_ns;
     spin->score = SCORE_MAX;
+    atomic_store_explicit(&cpus, (unsigned)sysconf(_SC_NPROCESSORS_ONLN), memory_order_relaxed);
 }
 
 int64_t ob_spin_begin(struct ob_spin *spin)
@@ -42,9 +36,8 @@ int64_t ob_spin_begin(struct ob_spin *spin)
         limit = spin->budget_ns;
     }
     spin->skipped = 0;
-    if (spin->used++ % CPUS_EVERY == 0)
-        spin->cpus = usable_cpus();
-    if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) + 1 >= spin->cpus) {
+    if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) + 1 >=
+        atomic_load_explicit(&cpus, memory_order_relaxed)) {
         ob_spin_end();
         return 0;
     }
@@ -54,6 +47,12 @@ int64_t ob_spin_begin(struct ob_spin *spin)
 void ob_spin_end(void)
 {
     atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
+}
+
+void ob_spin_relax(unsigned i, bool yield)
+{
+    if (yield || i % YIELD_EVERY == YIELD_EVERY - 1)
+        sched_yield();
 }
 
 void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns)

@@ -5,13 +5,15 @@
  * Waking a thread that sleeps costs ten times a round trip between two that poll. So a wait polls
  * first, where that has paid lately: for twice as long as recent waits took, never longer than
  * the budget, and not while as many threads of this process poll as there are CPUs to spare. What
- * mostly comes later than the budget is slept for at once, but for a trial now and then.
+ * mostly comes later than the budget is slept for at once, but for a trial now and then. Now and
+ * then the CPU is offered to others, among whom may be the peer.
  *
  * Threads. One thread at a time uses a struct ob_spin.
  */
 #ifndef OB_SPIN_H
 #define OB_SPIN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct ob_spin {
@@ -19,8 +21,6 @@ struct ob_spin {
     int64_t peak_ns;   /* the longest of recent waits within the budget, forgotten slowly */
     unsigned score;    /* of recent waits; 0: polling does not pay */
     unsigned skipped;  /* waits since the last trial */
-    unsigned used;     /* since cpus was read */
-    unsigned cpus;     /* that this thread may run on */
 };
 
 void ob_spin_init(struct ob_spin *spin, unsigned budget_us);
@@ -28,6 +28,8 @@ void ob_spin_init(struct ob_spin *spin, unsigned budget_us);
  * when the polling has ended, whatever it has brought. */
 int64_t ob_spin_begin(struct ob_spin *spin);
 void ob_spin_end(void);
+/* Between two looks at the socket; i counts them. yield: others of this process wait for a CPU. */
+void ob_spin_relax(unsigned i, bool yield);
 /* How long the wait took in the end, sleep included. */
 void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns);
 

@@ -37,6 +37,9 @@ static void release_role_locked(struct ob_client *c)
     }
 }
 
+/* Looks at the main socket between two at the twin, over which little comes. */
+#define SPIN_TWIN_EVERY 16
+
 static void receive_failed(struct ob_client *c, int rc, bool torn)
 {
     if (rc == -ECONNRESET)
@@ -48,33 +51,40 @@ static void receive_failed(struct ob_client *c, int rc, bool torn)
         ob_client_die(c, "the connection broke while receiving: %s", ob_errno_text(-rc));
 }
 
-/* Handles a message. Takes it. Returns whether the stream goes on. */
-static bool take_message(struct ob_client *c, struct ob_socket *s, struct ob_msg *msg)
+/* Handles a message that is no reply to us. Takes it. Returns whether the stream goes on. */
+static bool take_other(struct ob_client *c, struct ob_socket *s, struct ob_msg *msg)
 {
+    uint32_t type = msg->hdr.flags & OB_HDR_TYPE_MASK;
+
+    if (type == OB_HDR_COMMAND) {
+        ob_client_serve(c, s, msg);
+        return true;
+    }
+    if (type == OB_HDR_REPLY)
+        ob_client_die(c, "the server sent a reply over the second socket");
+    else
+        ob_client_die(c, "the server sent a message that is neither command nor reply (flags 0x%x)",
+                      msg->hdr.flags);
+    ob_msg_free(msg);
+    return false;
+}
+
+/* Handles a message, with the lock held after it. The same otherwise. */
+static bool take_message_and_lock(struct ob_client *c, struct ob_socket *s, struct ob_msg *msg)
+{
+    bool goes_on = true;
+
     /* error replies of the vfio-user crate up to 0.1.3 say that they are commands. */
     if ((msg->hdr.flags & (OB_HDR_TYPE_MASK | OB_HDR_ERROR)) == (OB_HDR_COMMAND | OB_HDR_ERROR))
         msg->hdr.flags |= OB_HDR_REPLY;
-    switch (msg->hdr.flags & OB_HDR_TYPE_MASK) {
-    case OB_HDR_COMMAND:
-        ob_client_serve(c, s, msg);
-        break;
-    case OB_HDR_REPLY:
-        if (s == &c->twin) {
-            ob_client_die(c, "the server sent a reply over the second socket");
-            ob_msg_free(msg);
-            return false;
-        }
+    if (s == &c->main && (msg->hdr.flags & OB_HDR_TYPE_MASK) == OB_HDR_REPLY) {
         ob_client_lock(c);
         ob_request_complete_locked(c, msg);
-        ob_client_unlock(c);
-        break;
-    default:
-        ob_client_die(c, "the server sent a message that is neither command nor reply (flags 0x%x)",
-                      msg->hdr.flags);
-        ob_msg_free(msg);
-        return false;
+    } else {
+        goes_on = take_other(c, s, msg);
+        ob_client_lock(c);
     }
-    return true;
+    return goes_on;
 }
 
 /* The end of the twin is the end of the connection: the main socket takes nothing more from the
@@ -85,9 +95,9 @@ static void twin_ended(struct ob_client *c)
     shutdown(c->main.channel.fd, SHUT_RD);
 }
 
-/* Takes one message from the socket, if a whole one is there, and handles it. Called with the
- * role, without the lock. Returns whether there was one, and the stream goes on. */
-static bool receive_one(struct ob_client *c, struct ob_socket *s)
+/* Takes one message from the socket; NULL: no whole one is there, or the stream has ended. Called
+ * with the role, without the lock. */
+static struct ob_msg *next_message(struct ob_client *c, struct ob_socket *s)
 {
     struct ob_msg *msg;
     int rc = ob_channel_recv(&s->channel, &msg);
@@ -96,7 +106,20 @@ static bool receive_one(struct ob_client *c, struct ob_socket *s)
         twin_ended(c);
     else if (rc < 0)
         receive_failed(c, rc, s->channel.in_got > 0);
-    return rc > 0 && take_message(c, s, msg);
+    return rc > 0 ? msg : NULL;
+}
+
+/* Takes one message, and handles it. Returns whether there was one, and the stream goes on. */
+static bool receive_one(struct ob_client *c, struct ob_socket *s)
+{
+    struct ob_msg *msg = next_message(c, s);
+    bool goes_on = false;
+
+    if (msg) {
+        goes_on = take_message_and_lock(c, s, msg);
+        ob_client_unlock(c);
+    }
+    return goes_on;
 }
 
 static int ms_until(int64_t deadline_ns)
@@ -138,29 +161,55 @@ static void receive_locked(struct ob_client *c, int64_t deadline_ns)
         ob_client_flush_locked(c, event.data.ptr);
 }
 
+/* The next message by polling, until then; *s says over which socket. NULL: none came. */
+static struct ob_msg *poll_message(struct ob_client *c, struct ob_socket **s, int64_t until_ns,
+                                   bool shared)
+{
+    bool has_twin = c->twin.channel.fd >= 0;
+
+    for (unsigned i = 1; !c->dead; i++) {
+        struct ob_msg *msg;
+
+        *s = has_twin && i % SPIN_TWIN_EVERY == 0 ? &c->twin : &c->main;
+        msg = next_message(c, *s);
+        if (msg)
+            return msg;
+        if (ob_now_ns() >= until_ns)
+            break;
+        ob_spin_relax(i, shared);
+    }
+    return NULL;
+}
+
 /* The start of a wait: polls the sockets for a while, and handles what comes, until the request is
  * done. The lock is dropped meanwhile. */
 static void spin_locked(struct ob_client *c, const struct ob_request *req)
 {
     int64_t limit_ns = c->main.wants_output ? 0 : ob_spin_begin(&c->spin);
-    bool has_twin = c->twin.channel.fd >= 0, shared = c->shared > 0;
-    int64_t until_ns = ob_now_ns() + limit_ns;
+    int64_t until_ns = req->start_ns + limit_ns;
+    bool shared = c->shared > 0, goes_on = true;
 
     if (limit_ns == 0)
         return;
     if (until_ns > req->deadline_ns)
         until_ns = req->deadline_ns;
-    ob_client_unlock(c);
-    while (!req->done && !c->dead) {
-        if (receive_one(c, &c->main) || (has_twin && receive_one(c, &c->twin)))
-            continue;
-        if (ob_now_ns() >= until_ns)
-            break;
-        if (shared)
-            sched_yield();
+    while (!req->done && goes_on) {
+        struct ob_socket *s;
+        struct ob_msg *msg;
+
+        ob_client_unlock(c);
+        msg = poll_message(c, &s, until_ns, shared);
+        if (msg)
+            goes_on = take_message_and_lock(c, s, msg);
+        else
+            ob_client_lock(c);
+        goes_on &= msg != NULL;
     }
-    take_ready(c);
-    ob_client_lock(c);
+    if (is_ready(c)) {
+        ob_client_unlock(c);
+        take_ready(c);
+        ob_client_lock(c);
+    }
     ob_spin_end();
 }
 

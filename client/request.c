@@ -168,20 +168,17 @@ static void note_caller_locked(struct ob_client *c)
     }
 }
 
-int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
-                     const struct ob_body *body)
+static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cmd,
+                        const struct ob_body *body)
 {
     struct ob_wire_hdr hdr = { .cmd = cmd, .flags = OB_HDR_COMMAND };
     int rc;
 
-    if (ob_client_in_callback(c))
-        return -EDEADLK;
     memset(req, 0, sizeof(*req));
     req->cmd = cmd;
     req->start_ns = ob_now_ns();
     req->deadline_ns = c->opt.timeout_ms < 0 ? OB_NO_DEADLINE
                                              : req->start_ns + (int64_t)c->opt.timeout_ms * 1000000;
-    ob_client_lock(c);
     note_caller_locked(c);
     if (c->npending >= OB_CLIENT_PENDING_MAX) {
         rc = -EBUSY;
@@ -198,22 +195,31 @@ int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
         *bucket = req;
         c->npending++;
     }
+    return rc;
+}
+
+int ob_request_start(struct ob_client *c, struct ob_request *req, uint16_t cmd,
+                     const struct ob_body *body)
+{
+    int rc;
+
+    if (ob_client_in_callback(c))
+        return -EDEADLK;
+    ob_client_lock(c);
+    rc = start_locked(c, req, cmd, body);
     ob_client_unlock(c);
     return rc;
 }
 
-int ob_request_finish(struct ob_client *c, struct ob_request *req, uint32_t min, uint32_t max,
-                      struct ob_msg **reply)
+/* What became of a request that is done. */
+static int take_result(struct ob_client *c, struct ob_request *req, uint32_t min, uint32_t max,
+                       struct ob_msg **reply)
 {
-    struct ob_msg *msg;
+    struct ob_msg *msg = req->reply;
     int rc;
 
-    ob_client_lock(c);
-    ob_client_wait_locked(c, req);
-    ob_client_unlock(c);
     if (req->result < 0)
         return req->result;
-    msg = req->reply;
     if (msg->hdr.flags & OB_HDR_ERROR)
         rc = ob_peer_error(msg->hdr.error_no);
     else if (msg->len < min || msg->len > max)
@@ -227,15 +233,31 @@ int ob_request_finish(struct ob_client *c, struct ob_request *req, uint32_t min,
     return rc;
 }
 
+int ob_request_finish(struct ob_client *c, struct ob_request *req, uint32_t min, uint32_t max,
+                      struct ob_msg **reply)
+{
+    ob_client_lock(c);
+    ob_client_wait_locked(c, req);
+    ob_client_unlock(c);
+    return take_result(c, req, min, max, reply);
+}
+
 int ob_request_call(struct ob_client *c, uint16_t cmd, const struct ob_body *body, uint32_t min,
                     uint32_t max, struct ob_msg **reply)
 {
     struct ob_request req;
     struct ob_msg *msg;
-    int rc = ob_request_start(c, &req, cmd, body);
+    int rc;
 
+    if (ob_client_in_callback(c))
+        return -EDEADLK;
+    ob_client_lock(c);
+    rc = start_locked(c, &req, cmd, body);
     if (rc == 0)
-        rc = ob_request_finish(c, &req, min, max, &msg);
+        ob_client_wait_locked(c, &req);
+    ob_client_unlock(c);
+    if (rc == 0)
+        rc = take_result(c, &req, min, max, &msg);
     if (rc == 0 && reply)
         *reply = msg;
     else if (rc == 0)

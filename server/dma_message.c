@@ -82,8 +82,10 @@ static int next_message(struct ob_session *session, int64_t start_ns, bool *poll
     limit_ns = ob_spin_begin(&session->server->dma_spin);
     if (limit_ns == 0)
         return 0;
-    while (rc == 0 && ob_now_ns() - start_ns < limit_ns)
+    for (unsigned i = 0; rc == 0 && ob_now_ns() - start_ns < limit_ns; i++) {
+        ob_spin_relax(i, false);
         rc = ob_channel_recv(ch, out);
+    }
     ob_spin_end();
     return rc;
 }

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define EVENTS_PER_STEP   32
-#define SPIN_EVENTS_EVERY 8 /* looks at the socket, between two at everything */
+#define SPIN_EVENTS_EVERY 64 /* looks at the socket, between two at everything */
 
 struct ob_source *ob_source_add(struct ob_server *server, int fd, uint32_t events,
                                 void (*ready)(void *opaque, uint32_t events), void *opaque)
@@ -313,8 +313,11 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
             }
             server->stepping = false;
         }
-        if (n == 0 && ob_now_ns() - start_ns >= limit_ns)
-            break;
+        if (n == 0) {
+            if (ob_now_ns() - start_ns >= limit_ns)
+                break;
+            ob_spin_relax(i, false);
+        }
     }
     server->spun++;
     ob_spin_end();
@@ -325,17 +328,21 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
 
 int ob_server_run(struct ob_server *server)
 {
+    int64_t start_ns = ob_now_ns();
+
     while (!server->stop && !server->ended) {
-        int64_t start_ns = ob_now_ns();
         bool waits = !server->awake;
+        int64_t now_ns;
         int rc;
 
         if (!spin_step(server, start_ns, &rc))
             rc = step(server, -1);
         if (rc < 0)
             return rc;
+        now_ns = ob_now_ns();
         if (waits)
-            ob_spin_learn(&server->spin, ob_now_ns() - start_ns);
+            ob_spin_learn(&server->spin, now_ns - start_ns);
+        start_ns = now_ns;
     }
     server->stop = false;
     return 0;

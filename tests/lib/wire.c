@@ -9,7 +9,15 @@
 
 ssize_t __real_sendmsg(int fd, const struct msghdr *mh, int flags);
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *mh, int flags);
+ssize_t __wrap_send(int fd, const void *data, size_t len, int flags);
 ssize_t __real_recvmsg(int fd, struct msghdr *mh, int flags);
+ssize_t __wrap_send(int fd, const void *data, size_t len, int flags)
+{
+    struct iovec iov = { (void *)data, len };
+
+    return __wrap_sendmsg(fd, &(struct msghdr){ .msg_iov = &iov, .msg_iovlen = 1 }, flags);
+}
+
 ssize_t __wrap_recvmsg(int fd, struct msghdr *mh, int flags);
 int __real_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *ts, const sigset_t *set);
 int __wrap_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *ts, const sigset_t *set);
@@ -58,7 +66,6 @@ ssize_t __wrap_recvmsg(int fd, struct msghdr *mh, int flags)
         return __real_recvmsg(fd, mh, flags);
     if (fault == FAULT_SHORT) {
         mh->msg_iov[0].iov_len = 1;
-        mh->msg_iovlen = 1;
         return __real_recvmsg(fd, mh, flags);
     }
     if (fault == FAULT_ENDLESS) {

@@ -61,6 +61,13 @@ ssize_t sendmsg(int fd, const struct msghdr *mh, int flags)
     return syscall(SYS_sendmsg, fd, mh, flags);
 }
 
+ssize_t send(int fd, const void *data, size_t len, int flags)
+{
+    struct iovec iov = { (void *)data, len };
+
+    return sendmsg(fd, &(struct msghdr){ .msg_iov = &iov, .msg_iovlen = 1 }, flags);
+}
+
 ssize_t recvmsg(int fd, struct msghdr *mh, int flags)
 {
     struct iovec *all = mh->msg_iov, iov;
