@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The smallest device: what a device author starts from, and what benchmarks measure against.
- *   BAR 0: 4 KiB of registers that keep what is written; each access is a message.
+ *   BAR 0: 4 KiB of registers that keep what is written; each access is a message. With
+ *          --ioeventfds some writes also come through eventfds.
  *   BAR 1: 64 KiB of memory that the client maps, so that no access is a message.
  * It has no interrupt and does no DMA. Its PCI id 4f42:0002 is ours ("OB", not assigned by the
  * PCI-SIG), so no driver binds to it.
  */
 #include "devices/device.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -19,9 +21,25 @@
 #define REGISTERS_BYTES 4096u
 #define MEMORY_BYTES    65536u
 
+/* Writes that are offered to come through an eventfd. It carries no data, so that a register can
+ * only keep what is written when the one value to match is known. */
+static const struct ob_ioeventfd ioeventfds[] = {
+    { 0xfe0, 1, 0x11, OB_IOEVENTFD_DATAMATCH },
+    { 0xfe2, 2, 0x2222, OB_IOEVENTFD_DATAMATCH },
+    { 0xfe8, 4, 0x44444444, OB_IOEVENTFD_DATAMATCH },
+    { 0xfe8, 4, 0x55555555, OB_IOEVENTFD_DATAMATCH },
+    { 0xff0, 8, 0x8888888888888888, OB_IOEVENTFD_DATAMATCH },
+};
+#define NIOEVENTFDS (sizeof(ioeventfds) / sizeof(ioeventfds[0]))
+
 struct null {
     struct ob_server *server;
     int memory_fd;
+    bool ioeventfds; /* they are offered */
+    struct write_event {
+        struct null *null;
+        const struct ob_ioeventfd *match;
+    } events[NIOEVENTFDS];
     uint8_t registers[REGISTERS_BYTES];
 };
 
@@ -36,6 +54,26 @@ static int access_registers(void *opaque, uint64_t offset, void *data, uint32_t 
     else
         memcpy(data, null->registers + offset, count);
     return 0;
+}
+
+static void written_by_eventfd(void *opaque)
+{
+    const struct write_event *event = opaque;
+    uint64_t value = htole64(event->match->datamatch);
+
+    memcpy(event->null->registers + event->match->offset, &value, event->match->size);
+}
+
+static int offer_ioeventfds(struct null *null)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < NIOEVENTFDS && rc == 0; i++) {
+        null->events[i] = (struct write_event){ null, &ioeventfds[i] };
+        rc = ob_server_add_ioeventfd(null->server, 0, &ioeventfds[i], written_by_eventfd,
+                                     &null->events[i]);
+    }
+    return rc;
 }
 
 static int reset(void *opaque)
@@ -90,7 +128,7 @@ static int build(struct null *null, ob_log_fn log)
         (rc = ob_server_set_region(null->server, 1, &memory)) < 0)
         return rc;
     ob_server_set_mapped_order(null->server); /* it does not look at its memory */
-    return 0;
+    return null->ioeventfds ? offer_ioeventfds(null) : 0;
 }
 
 static int destroy(void *opaque)
@@ -104,13 +142,18 @@ static int destroy(void *opaque)
     return 0;
 }
 
+static const struct option long_options[] = { { "ioeventfds", no_argument, NULL, 'i' }, { 0 } };
+
 static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob_server **server,
                   char *banner, size_t banner_size, char *errbuf, size_t errbuf_size)
 {
     struct null *null = calloc(1, sizeof(*null));
-    int rc = null ? build(null, log) : -ENOMEM;
+    int rc = -ENOMEM;
 
-    (void)argc, (void)argv; /* it has no options */
+    if (null) {
+        null->ioeventfds = getopt_long(argc, argv, "", long_options, NULL) != -1;
+        rc = build(null, log);
+    }
     if (rc < 0) {
         if (null)
             destroy(null);
@@ -126,7 +169,8 @@ const struct ob_served ob_served_null = {
     .name = "null",
     .operands = "",
     .summary = "the smallest device: registers and memory that keep what is written",
-    .options = "",
+    .options = "  --ioeventfds            offer eventfds for some writes to BAR 0\n",
+    .long_options = long_options,
     .create = create,
     .destroy = destroy,
 };

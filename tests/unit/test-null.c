@@ -4,6 +4,7 @@
 #include "served.h"
 
 #include <errno.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -38,6 +39,36 @@ TEST(memory, "mapped-memory-is-what-messages-read-and-write")
     CHECK_MEM((uint8_t *)memory + 65528, "\1\2\3\4\5\6\7\10", 8);
     munmap(memory, size);
     ob_region_info_fini(&info);
+    served_stop(&card);
+}
+
+TEST(ioeventfds, "a-signal-writes-what-its-eventfd-matches")
+{
+    struct ob_region_io_fds list;
+    struct served card;
+
+    served_start(&card, &ob_served_null, (const char *[]){ "--ioeventfds", NULL }, NULL);
+    CHECK_INT(ob_client_region_io_fds(card.client, 0, &list), 0);
+    CHECK_INT(list.count, 5);
+    for (uint32_t i = 0; i < list.count; i++) {
+        const struct ob_ioeventfd *e = &list.entries[i].match;
+        int64_t end = test_now_ms() + 5000;
+
+        CHECK(served_read(&card, 0, e->offset, (uint32_t)e->size) != e->datamatch);
+        CHECK_INT(eventfd_write(list.entries[i].fd, 1), 0);
+        while (served_read(&card, 0, e->offset, (uint32_t)e->size) != e->datamatch)
+            CHECK(test_now_ms() < end);
+        CHECK_INT(served_read(&card, 0, e->offset + e->size, 1), 0);
+    }
+    ob_region_io_fds_fini(&list);
+    CHECK_INT(ob_client_region_io_fds(card.client, 1, &list), 0);
+    CHECK_INT(list.count, 0);
+    ob_region_io_fds_fini(&list);
+    served_stop(&card);
+    served_start(&card, &ob_served_null, NULL, NULL);
+    CHECK_INT(ob_client_region_io_fds(card.client, 0, &list), 0);
+    CHECK_INT(list.count, 0); /* only who asks for them */
+    ob_region_io_fds_fini(&list);
     served_stop(&card);
 }
 
