@@ -229,21 +229,12 @@ static void irq_payload(struct test *t)
          "SET_IRQS of %u vectors has %u descriptors", set.count, t->in.nfds);
 }
 
-static bool is_eventfd(int fd)
-{
-    char link[64], target[64] = "";
-
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    return readlink(link, target, sizeof(target) - 1) > 0 &&
-           strcmp(target, "anon_inode:[eventfd]") == 0;
-}
-
 static void irq_eventfds(struct test *t)
 {
     if (cmd_of(t) != OB_CMD_DEVICE_SET_IRQS || !t->in.nfds)
         return;
     for (unsigned i = 0; i < t->in.nfds; i++)
-        MUST(t, is_eventfd(t->in.fds[i]), "a descriptor of SET_IRQS is no eventfd");
+        MUST(t, test_is_eventfd(t->in.fds[i]), "a descriptor of SET_IRQS is no eventfd");
     play_of(t)->looked++;
 }
 

@@ -292,60 +292,6 @@ static void own_regions_typed(struct test *t)
     }
 }
 
-/* ---- Descriptors instead of messages ------------------------------------------------------- */
-
-static void io_fds_of_regions(struct test *t)
-{
-    for (uint32_t i = 0; i < num_regions(t); i++) {
-        struct ob_wire_region_io_fds ask = { OB_REGION_INFO_MAX, 0, i, 0 }, got;
-
-        if (!t->dev->regions[i].size)
-            continue;
-        if (test_ask(t, OB_CMD_DEVICE_GET_REGION_IO_FDS, &ask, sizeof(ask)) != 0) {
-            test_deviates(t, "DEVICE_GET_REGION_IO_FDS is refused, as where it is unknown");
-            continue;
-        }
-        memcpy(&got, t->in.data, sizeof(got));
-        MUST(t, got.index == i && got.flags == 0, "region %u is answered as region %u", i,
-             got.index);
-        MUST(t, got.count || (t->in.len == sizeof(got) && got.argsz == sizeof(got) && !t->in.nfds),
-             "region %u has no descriptors, but a reply of %u bytes and %u fds", i, t->in.len,
-             t->in.nfds);
-        if (got.count)
-            MUST(t,
-                 got.argsz - sizeof(got) == got.count * sizeof(struct ob_wire_ioeventfd) ||
-                     got.argsz - sizeof(got) == got.count * sizeof(struct ob_wire_ioeventfd_shadow),
-                 "region %u: argsz %u for %u entries", i, got.argsz, got.count);
-    }
-}
-
-static void io_fds_refused(struct test *t)
-{
-    const struct ob_wire_region_io_fds bad[] = {
-        { 16, 1, OB_PCI_REGION_CONFIG, 0 },
-        { 16, 0, OB_PCI_REGION_CONFIG, 1 },
-        { 16, 0, t->dev->info.num_regions, 0 },
-        { 16, 0, UINT32_MAX, 0 },
-    };
-
-    for (unsigned i = 0; i < 4; i++)
-        test_refused(t, 0, OB_CMD_DEVICE_GET_REGION_IO_FDS, &bad[i], sizeof(bad[i]));
-    test_alive(t);
-}
-
-static void io_fds_of_absent(struct test *t)
-{
-    for (uint32_t i = 0; i < num_regions(t); i++) {
-        struct ob_wire_region_io_fds ask = { 16, 0, i, 0 };
-
-        if (t->dev->regions[i].size)
-            continue;
-        test_refused(t, 0, OB_CMD_DEVICE_GET_REGION_IO_FDS, &ask, sizeof(ask));
-        return;
-    }
-    test_not_offered(t, "the device has all regions");
-}
-
 /* ---- Interrupts ---------------------------------------------------------------------------- */
 
 static void irqs_described(struct test *t)
@@ -404,11 +350,6 @@ static const struct entry entries[] = {
         without_fds),
     CASE("region/own-have-types", "R-REGION-17", "regions of the device's own have a type",
          own_regions_typed),
-    CASE("io-fds/of-regions", "R-IOFD-2 R-IOFD-3", "the list of descriptors agrees with itself",
-         io_fds_of_regions),
-    CASE("io-fds/refused", "R-IOFD-1", "flags, a count, or no such region are refused",
-         io_fds_refused),
-    CASE("io-fds/of-absent", "R-IOFD-1", "a region of no bytes is refused", io_fds_of_absent),
     CASE("irq/described", "R-IRQ-1 R-IRQ-2", "each IRQ index is described", irqs_described),
     CASE("irq/no-such", "R-IRQ-1", "an index past the IRQs is refused", no_such_irq),
 };

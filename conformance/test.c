@@ -122,6 +122,15 @@ void test_await_signal(struct test *t, int eventfd)
     test_signals(t, eventfd);
 }
 
+bool test_is_eventfd(int fd)
+{
+    char link[64], target[64] = "";
+
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    return readlink(link, target, sizeof(target) - 1) > 0 &&
+           strcmp(target, "anon_inode:[eventfd]") == 0;
+}
+
 /* splitmix64. */
 uint64_t test_random(struct test *t)
 {

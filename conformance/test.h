@@ -117,6 +117,7 @@ void test_close(struct test *t, int fd);
 void test_close_all(struct test *t);
 int test_eventfd(struct test *t);
 int test_memfd(struct test *t, size_t size);
+bool test_is_eventfd(int fd);
 /* Times it was signalled since; the counter is then zero. */
 uint64_t test_signals(struct test *t, int eventfd);
 /* Waits for the first signal. */
@@ -258,8 +259,8 @@ struct family_table {
     uint32_t first;
 };
 
-extern const struct case_table version_cases, session_cases, stream_cases, info_cases, access_cases,
-    irq_cases, dma_cases, transfer_cases, feature_cases, multi_cases, random_cases;
+extern const struct case_table version_cases, session_cases, stream_cases, info_cases, io_fds_cases,
+    access_cases, irq_cases, dma_cases, transfer_cases, feature_cases, multi_cases, random_cases;
 extern const struct family_table message_families, irq_families;
 
 #endif

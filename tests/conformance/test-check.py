@@ -20,7 +20,7 @@ import xml.etree.ElementTree
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import OUTBOARD, ROOT, case, main
 
-DEVICES = {"null": [], "gpio": [], "edu": [], "nvme": ["mem:16M"]}
+DEVICES = {"null": ["--ioeventfds"], "gpio": [], "edu": [], "nvme": ["mem:16M"]}
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@
 import json
 import os
 import pathlib
+import socket
 import struct
 import subprocess
 import sys
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parents[1] / "lib")]
-from broken import (DMA_MAP, DMA_READ, DMA_UNMAP, DMA_WRITE, GET_INFO, IRQ_INFO, Message, NO_REPLY, READ,
+from broken import (DMA_MAP, DMA_READ, DMA_UNMAP, DMA_WRITE, GET_INFO, IO_FDS, IRQ_INFO, Message, NO_REPLY, READ,
                     REGION_INFO, RESET, SET_IRQS, Closed, Unbroken, VERSION, WRITE, broken_server)
 from case import OUTBOARD, case, main
 
@@ -476,6 +477,82 @@ def _(m, flags):
 @irq("R-IRQ-17", "eventfds-for-unmask-dropped", "irq/msi-unmask-by-eventfd")
 def _(m, flags):
     return nothing(m) if flags == 4 | UNMASK else m
+
+
+# ---- Eventfds in place of writes
+
+def io_fds(rule, name, cases):
+    """Of a function(request, reply) that sees the answers with entries of BAR 0."""
+    return lambda function: on_reply(rule, name, cases, "null --ioeventfds")(
+        lambda request, m: function(request, m) if m.cmd == IO_FDS and m.ok and len(m.payload) > 16 else m)
+
+
+@on_reply("R-IOFD-1", "flags-and-count-ignored", "io-fds/refused")
+def _(request, m):
+    return request.success(request.payload) if m.cmd == IO_FDS and request.field(8) == 7 and not m.ok else m
+
+
+@io_fds("R-IOFD-3", "argsz-as-upstreams-formula-has-it", "io-fds/of-regions")
+def _(request, m):
+    return m.with_field(0, m.field(0) + 16)
+
+
+@io_fds("R-IOFD-3", "a-count-of-more-than-comes", "io-fds/of-regions")
+def _(request, m):
+    return m.with_field(12, m.field(12) + 1)
+
+
+@on_reply("R-IOFD-3", "need-not-told", "io-fds/small-argsz", "null --ioeventfds")
+def _(request, m):
+    return m.with_field(0, 16) if m.cmd == IO_FDS and m.ok and len(m.payload) == 16 else m
+
+
+@mutant("R-IOFD-3", "entries-beyond-argsz", "io-fds/small-argsz", "null --ioeventfds")
+class _(Unbroken):
+    def request(self, link, m):
+        return m.with_field(0, 4096) if m.cmd == IO_FDS else m
+
+
+@io_fds("R-IOFD-4", "fd-that-does-not-come", "io-fds/entries")
+def _(request, m):
+    return m.with_field(16 + 40 + 16, len(m.fds))
+
+
+@io_fds("R-IOFD-4", "entry-outside-its-region", "io-fds/entries")
+def _(request, m):
+    return m.with_field(16, 4096, "<Q")
+
+
+@mutant("R-FD-2", "more-descriptors-than-the-client-takes", "io-fds/few-fds", "null --ioeventfds")
+class _(Unbroken):
+    def request(self, link, m):
+        return m.but(payload=m.payload.replace(b'fds":1}', b'fds":8}')) if m.cmd == VERSION else m
+
+
+@io_fds("R-IOFD-7", "odd-size", "io-fds/entries")
+def _(request, m):
+    return m.with_field(24, 3, "<Q")
+
+
+@io_fds("R-IOFD-7", "an-entry-twice", "io-fds/entries")
+def _(request, m):
+    return m.but(payload=m.payload[:56] + m.payload[16:56] + m.payload[96:])
+
+
+@io_fds("R-IOFD-7", "socket-for-an-eventfd", "io-fds/entries")
+def _(request, m):
+    with socket.socket() as other:
+        os.dup2(other.fileno(), m.fds[0])
+    return m
+
+
+@mutant("R-IOFD-6", "signals-lost", "io-fds/signals-write", "null --ioeventfds")
+class _(Unbroken):
+    def reply(self, link, request, m):
+        if m.cmd == IO_FDS and m.fds:
+            link.kept.append(os.eventfd(0))
+            os.dup2(link.kept[-1], m.fds[0])
+        return m
 
 
 # ---- Memory
