@@ -173,6 +173,17 @@ uint32_t device_arm_any(struct test *t, int fd)
     return index;
 }
 
+int device_feature(struct test *t, uint32_t flags, const void *data, size_t len, uint32_t room)
+{
+    uint8_t payload[256];
+    struct ob_wire_feature head = { (uint32_t)(sizeof(head) + len) + room, flags };
+
+    memcpy(payload, &head, sizeof(head));
+    if (len)
+        memcpy(payload + sizeof(head), data, len);
+    return test_ask(t, OB_CMD_DEVICE_FEATURE, payload, sizeof(head) + len);
+}
+
 /* ---- Requests ------------------------------------------------------------------------------ */
 
 static const char small_proposal[] = "{\"capabilities\":{\"max_msg_fds\":16}}";

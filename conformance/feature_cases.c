@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * DEVICE_FEATURE, the states of migration, its data, and dirty memory. A case leaves the device in
+ * DEVICE_FEATURE, the states of migration, and its data. A case leaves the device in
  * RUNNING, and a client that is gone does too; so a failure in one does not fail the next.
  */
 #include "conformance/test.h"
@@ -19,16 +19,9 @@
 
 enum state { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P };
 
-/* With so many bytes of data, and room for all of it and 64 more in the reply. */
 static int feature(struct test *t, uint32_t flags, const void *data, size_t len)
 {
-    uint8_t payload[256];
-    struct ob_wire_feature head = { (uint32_t)(sizeof(head) + len) + 64, flags };
-
-    memcpy(payload, &head, sizeof(head));
-    if (len)
-        memcpy(payload + sizeof(head), data, len);
-    return test_ask(t, OB_CMD_DEVICE_FEATURE, payload, sizeof(head) + len);
+    return device_feature(t, flags, data, len, 64);
 }
 
 static void feature_refused(struct test *t, uint32_t flags, const void *data, size_t len)
@@ -349,137 +342,6 @@ static void data_limits(struct test *t)
     must_set_state(t, RUNNING);
 }
 
-/* ---- Dirty memory -------------------------------------------------------------------------- */
-
-struct start {
-    uint64_t page_size;
-    uint32_t num_ranges, reserved;
-    uint64_t iova, length;
-};
-
-struct report {
-    uint64_t iova, length, page_size;
-};
-
-static int start_logging(struct test *t, uint64_t page_size, uint64_t iova, uint64_t length)
-{
-    struct start data = { page_size, length ? 1 : 0, 0, iova, length };
-
-    return feature(t, SET | OB_FEATURE_DMA_LOGGING_START, &data,
-                   length ? sizeof(data) : offsetof(struct start, iova));
-}
-
-static int report(struct test *t, uint64_t iova, uint64_t length, uint64_t page_size)
-{
-    struct report data = { iova, length, page_size };
-
-    return feature(t, GET | OB_FEATURE_DMA_LOGGING_REPORT, &data, sizeof(data));
-}
-
-static void need_logging(struct test *t)
-{
-    if (start_logging(t, PAGE, 0, 0) != 0)
-        test_not_offered(t, "the server does not log dirty memory");
-}
-
-static int stop_logging(struct test *t)
-{
-    return feature(t, SET | OB_FEATURE_DMA_LOGGING_STOP, NULL, 0);
-}
-
-static void logging_states(struct test *t)
-{
-    need_logging(t);
-    MUST(t, start_logging(t, PAGE, 0, 0) != 0, "logging was started twice");
-    test_is_ok(t, stop_logging(t), OB_CMD_DEVICE_FEATURE);
-    MUST(t, stop_logging(t) != 0, "logging was stopped twice");
-    MUST(t, report(t, BASE, PAGE, PAGE) != 0, "there is a report though logging is off");
-    test_is_ok(t, start_logging(t, PAGE, 0, 0), OB_CMD_DEVICE_FEATURE);
-}
-
-static void logging_refused(struct test *t)
-{
-    need_logging(t);
-    test_is_ok(t, stop_logging(t), OB_CMD_DEVICE_FEATURE);
-    MUST(t, start_logging(t, 0, 0, 0) != 0, "a page size of 0 was taken");
-    MUST(t, start_logging(t, 3 * PAGE, 0, 0) != 0, "a page size of 12288 was taken");
-    MUST(t, start_logging(t, PAGE, UINT64_MAX, 2) != 0, "a range beyond 2^64 was taken");
-    test_alive(t);
-}
-
-static void any_report(struct test *t)
-{
-    static const uint64_t sizes[] = { 512, PAGE / 2, PAGE, 2 * PAGE, 1 << 20 };
-
-    need_logging(t);
-    test_is_ok(t, device_map(t, RW, test_memfd(t, 16 * PAGE), 0, BASE, 16 * PAGE), OB_CMD_DMA_MAP);
-    for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        test_is_ok(t, report(t, BASE, 16 * PAGE, sizes[i]), OB_CMD_DEVICE_FEATURE);
-        test_is_ok(t, report(t, BASE + PAGE, PAGE, sizes[i]), OB_CMD_DEVICE_FEATURE);
-        test_is_ok(t, report(t, BASE - PAGE, 20 * PAGE, sizes[i]), OB_CMD_DEVICE_FEATURE);
-        for (uint32_t at = 8 + sizeof(struct report); at < t->in.len; at++)
-            MUST(t, t->in.data[at] == 0, "memory is dirty that nobody has written");
-    }
-    MUST(t, report(t, BASE, PAGE, 0) != 0, "a page size of 0 was taken");
-    MUST(t, report(t, BASE, PAGE, 100) != 0, "a page size of 100 was taken");
-    MUST(t, report(t, BASE, (uint64_t)1 << 40, PAGE) != 0, "a bitmap beyond argsz was promised");
-    test_alive(t);
-}
-
-/* The bitmap of the two pages at BASE; one bit a page. */
-static uint64_t dirty_pages(struct test *t)
-{
-    uint64_t bits;
-
-    test_is_ok(t, report(t, BASE, EDU_SIZE, PAGE), OB_CMD_DEVICE_FEATURE);
-    MUST(t, t->in.len == 8 + sizeof(struct report) + sizeof(bits), "the report has %u bytes",
-         t->in.len);
-    memcpy(&bits, t->in.data + 8 + sizeof(struct report), sizeof(bits));
-    return bits;
-}
-
-static void written_is_dirty(struct test *t)
-{
-    edu_begin(t);
-    need_logging(t);
-    for (unsigned by_message = 0; by_message < 2; by_message++) {
-        int fd = by_message ? -1 : test_memfd(t, EDU_SIZE);
-
-        test_is_ok(t, device_map(t, RW, fd, 0, BASE, EDU_SIZE), OB_CMD_DMA_MAP);
-        MUST(t, dirty_pages(t) == 0, "memory is dirty that was never written");
-        edu_move(t, BASE, 100, false);
-        MUST(t, dirty_pages(t) == 0, "memory is dirty that was read");
-        edu_move(t, BASE + PAGE + 100, 100, true);
-        MUST(t, dirty_pages(t) == 2, "the page that was written is not the dirty one");
-        MUST(t, dirty_pages(t) == 0, "a report does not clear what it reports");
-        edu_move(t, BASE + PAGE - 1, 2, true);
-        MUST(t, dirty_pages(t) == 3, "both pages were written, and are not both dirty");
-        test_is_ok(t, device_unmap(t, 0, BASE, EDU_SIZE), OB_CMD_DMA_UNMAP);
-    }
-}
-
-static void dirty_unmap(struct test *t)
-{
-    struct {
-        struct ob_wire_dma_unmap unmap;
-        struct ob_wire_bitmap bitmap;
-    } ask = { { 48, OB_DMA_UNMAP_GET_DIRTY, BASE, 16 * PAGE }, { PAGE, 8 } };
-
-    need_logging(t);
-    test_is_ok(t, device_map(t, RW, test_memfd(t, 16 * PAGE), 0, BASE, 16 * PAGE), OB_CMD_DMA_MAP);
-    ask.bitmap.size = 0;
-    test_refused(t, 0, OB_CMD_DMA_UNMAP, &ask, sizeof(ask));
-    ask.bitmap = (struct ob_wire_bitmap){ PAGE + 1, 8 };
-    test_refused(t, 0, OB_CMD_DMA_UNMAP, &ask, sizeof(ask));
-    ask.bitmap = (struct ob_wire_bitmap){ PAGE, 8 };
-    ask.unmap.argsz = 47;
-    test_refused(t, 0, OB_CMD_DMA_UNMAP, &ask, sizeof(ask));
-    ask.unmap.argsz = 48;
-    test_ok(t, OB_CMD_DMA_UNMAP, &ask, sizeof(ask));
-    MUST(t, t->in.len == 48, "the reply with its bitmap has %u bytes", t->in.len);
-    test_is_refused(t, device_unmap(t, 0, BASE, 16 * PAGE), ENOENT, OB_CMD_DMA_UNMAP);
-}
-
 static const struct entry entries[] = {
     CASE("feature/methods", "R-FEATURE-1", "one method, and no undefined flag", methods),
     CASE("feature/unknown", "R-FEATURE-2", "features that nobody knows are refused", unknown),
@@ -507,14 +369,6 @@ static const struct entry entries[] = {
          data_out_of_state),
     CASE("migration/data-limits", "R-MIG-16", "a size above argsz or the limit is refused",
          data_limits),
-    CASE("dirty/states", "R-LOG-3", "logging is on or off, and not twice", logging_states),
-    CASE("dirty/refused", "R-LOG-2", "page sizes and ranges that cannot be are refused",
-         logging_refused),
-    CASE("dirty/any-report", "R-LOG-5 R-LOG-7 R-LOG-8", "any range and page size can be asked for",
-         any_report),
-    RAW("dirty/written", "R-LOG-4 R-LOG-6", "what the device wrote is dirty, once",
-        written_is_dirty),
-    CASE("dirty/unmap", "R-DMA-18", "GET_DIRTY needs room for its bitmap", dirty_unmap),
 };
 
 CASES(feature_cases, entries);

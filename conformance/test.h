@@ -202,6 +202,8 @@ int device_unmap(struct test *t, uint32_t flags, uint64_t address, uint64_t size
 /* SET_IRQS; fds and bools may be NULL. Returns the errno, 0 after a success. */
 int device_set_irqs(struct test *t, uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
                     const uint8_t *bools, const int *fds, unsigned nfds);
+/* DEVICE_FEATURE with so many bytes of data, and room for them and so many more in the reply. */
+int device_feature(struct test *t, uint32_t flags, const void *data, size_t len, uint32_t room);
 /* Gives vector 0 of the first IRQ index that the device has the eventfd, and returns the index. A
  * device without interrupts ends the case: not offered. */
 uint32_t device_arm_any(struct test *t, int fd);
@@ -260,7 +262,8 @@ struct family_table {
 };
 
 extern const struct case_table version_cases, session_cases, stream_cases, info_cases, io_fds_cases,
-    access_cases, irq_cases, dma_cases, transfer_cases, feature_cases, multi_cases, random_cases;
+    access_cases, irq_cases, dma_cases, transfer_cases, feature_cases, dirty_cases, multi_cases,
+    random_cases;
 extern const struct family_table message_families, irq_families;
 
 #endif

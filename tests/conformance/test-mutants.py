@@ -657,6 +657,152 @@ class _(Unbroken):
         return m.refusal() if m.cmd == DMA_WRITE and len(m.payload) == 12 else m
 
 
+# ---- Dirty memory
+
+FEATURE, START, STOP, REPORT = 16, 6, 7, 8
+
+
+def logs(m, feature):
+    return m.cmd == FEATURE and m.field(4) & 0xFFFF == feature
+
+
+def on_report(rule, name, cases):
+    """Of a function(request, bitmap, page_size) that changes the bitmaps of good reports."""
+    def change(function):
+        def hook(request, m):
+            if not m.ok or not logs(m, REPORT):
+                return m
+            bits = bytearray(m.payload[32:])
+            function(request, bits, m.field(24, "<Q"))
+            return m.but(payload=m.payload[:32] + bytes(bits))
+        return on_reply(rule, name, cases, "edu")(hook)
+    return change
+
+
+def everything(m):
+    """A report of more than any case has, with another id."""
+    return m.but(number=m.number ^ 0x8000, payload=struct.pack("<IIQQQ", 4096, REPORT | 0x10000, 0, 1 << 22, 4096))
+
+
+class Reporter(Unbroken):
+    """For mutants that send commands of their own: their replies are dropped."""
+    def reply(self, link, request, m):
+        return m if m.number == request.number else None
+
+
+@mutant("R-LOG-1", "logging-never-stops", "dirty/started-anew", "edu")
+class _(Unbroken):
+    def request(self, link, m):
+        if logs(m, START) and not link.state.setdefault("on", False):
+            link.state["on"] = True
+        elif logs(m, START) or logs(m, STOP):
+            link.send(link.client, m.success(m.payload))
+            return None
+        return m
+
+
+@on_reply("R-LOG-3", "stopped-twice", "dirty/states", "edu")
+def _(request, m):
+    return request.success(request.payload) if logs(request, STOP) else m
+
+
+@mutant("R-LOG-4", "message-dma-not-logged", "dirty/written", "edu")
+class _(Unbroken):
+    def request(self, link, m):
+        if m.cmd == DMA_MAP:
+            link.state["messages"] = not m.fds
+        return m
+
+    def reply(self, link, request, m):
+        silent = logs(m, REPORT) and m.ok and link.state.get("messages")
+        return m.but(payload=m.payload[:32] + bytes(len(m.payload) - 32)) if silent else m
+
+
+@on_report("R-LOG-5", "one-bit-for-larger-pages", "dirty/other-page-sizes")
+def _(request, bits, page_size):
+    if page_size > 4096 and any(bits):
+        bits[:] = b"\1" + bytes(len(bits) - 1)
+
+
+@on_report("R-LOG-5", "one-bit-of-smaller-pages", "dirty/other-page-sizes")
+def _(request, bits, page_size):
+    if page_size < 4096:
+        bits[:] = bytes(1 if b else 0 for b in bits)
+
+
+@on_report("R-LOG-5", "one-mapping-only", "dirty/over-mappings")
+def _(request, bits, page_size):
+    bits[:] = bytes([bits[0] & 0x0F]) + bits[1:]
+
+
+@mutant("R-LOG-6", "reported-again", "dirty/written", "edu")
+class _(Unbroken):
+    def reply(self, link, request, m):
+        if m.ok and logs(m, REPORT):
+            link.state["bits"] = m.field(32, "<Q") | link.state.get("bits", 0)
+            return m.with_field(32, link.state["bits"], "<Q")
+        return m
+
+
+@mutant("R-LOG-6", "a-part-reported-and-all-cleared", "dirty/sub-ranges", "edu")
+class _(Reporter):
+    def request(self, link, m):
+        return [m, everything(m)] if logs(m, REPORT) else m
+
+
+@on_report("R-LOG-7", "highest-bit-first", "dirty/other-page-sizes")
+def _(request, bits, page_size):
+    bits[:] = bytes(int(f"{b:08b}"[::-1], 2) for b in bits)
+
+
+@mutant("R-LOG-8", "a-refusal-clears", "dirty/refused-clears-nothing", "edu")
+class _(Reporter):
+    def request(self, link, m):
+        return [everything(m), m] if logs(m, REPORT) and m.field(0) < 48 else m
+
+
+@mutant("R-LOG-9", "pages-of-the-mapping-before", "dirty/unmap-forgets", "edu")
+class _(Unbroken):
+    def request(self, link, m):
+        link.state["unmapped"] = link.state.get("unmapped") or m.cmd == DMA_UNMAP and not m.field(4)
+        return m
+
+    def reply(self, link, request, m):
+        stale = m.cmd == DMA_UNMAP and m.ok and len(m.payload) > 40 and link.state["unmapped"]
+        return m.with_field(40, 2, "<Q") if stale else m
+
+
+@on_reply("R-MIG-11", "logging-outlives-its-client", "dirty/leaving-stops", "edu")
+def _(request, m):
+    return request.success(request.payload + bytes(8)) if logs(request, REPORT) and not m.ok else m
+
+
+def on_dirty_unmap(rule, name, cases, device="edu"):
+    """Of a function(request, reply) that sees the answers to GET_DIRTY."""
+    return lambda function: on_reply(rule, name, cases, device)(
+        lambda request, m: function(request, m) if m.cmd == DMA_UNMAP and request.field(4) == 1 else m)
+
+
+@on_dirty_unmap("R-DMA-18", "always-clean", "dirty/unmap-shows-written")
+def _(request, m):
+    return m.but(payload=m.payload[:40] + bytes(len(m.payload) - 40)) if m.ok else m
+
+
+@on_dirty_unmap("R-DMA-18", "always-dirty", "dirty/unmap-shows-written")
+def _(request, m):
+    return m.but(payload=m.payload[:40] + b"\xff" * (len(m.payload) - 40)) if m.ok else m
+
+
+@on_dirty_unmap("R-DMA-18", "no-bitmap", "dirty/unmap-shows-written")
+def _(request, m):
+    return m.but(payload=m.payload[:24])
+
+
+@on_dirty_unmap("R-DMA-18", "answered-while-off", "dirty/unmap-while-off")
+def _(request, m):
+    return request.success(request.payload + bytes(request.field(32, "<Q")))
+
+
 # ---- Leaving
 
 @mutant("R-LOSS-1", "state-lost-with-the-client", "session/state-stays")
