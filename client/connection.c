@@ -110,6 +110,13 @@ uint32_t ob_client_xfer_max(const struct ob_client *c)
                                                          : OB_DATA_XFER_MAX;
 }
 
+/* R-9: the vfio-user crate's server takes the payload of a command that it does not know for the
+ * next message. It says `migration` like others that know these commands, but takes one fd only. */
+bool ob_client_may_ask(const struct ob_client *c)
+{
+    return c->caps.max_msg_fds > 1;
+}
+
 uint64_t ob_client_page_size(const struct ob_client *c)
 {
     return c->caps.pgsizes & -c->caps.pgsizes;

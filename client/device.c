@@ -61,7 +61,8 @@ int ob_client_reset(struct ob_client *client)
     enum ob_mig_state state;
     int rc = reset(client), rc2;
 
-    if (!client->caps.migration || (rc < 0 && ob_err_class(rc) != OB_ERR_PEER))
+    if (!client->caps.migration || !ob_client_may_ask(client) ||
+        (rc < 0 && ob_err_class(rc) != OB_ERR_PEER))
         return rc;
     rc2 = ob_client_mig_state_get(client, &state);
     if (rc2 < 0)

@@ -149,6 +149,8 @@ int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)
 int ob_client_die(struct ob_client *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* The connection is dead because sending failed with the negative errno rc. */
 int ob_client_send_failed_locked(struct ob_client *c, int rc);
+/* Whether the server may be sent commands that not all servers know. */
+bool ob_client_may_ask(const struct ob_client *c);
 /* Most bytes of data that may go in one message, in either direction. */
 uint32_t ob_client_xfer_max(const struct ob_client *c);
 

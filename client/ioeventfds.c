@@ -83,9 +83,7 @@ int ob_client_region_io_fds(struct ob_client *client, uint32_t index, struct ob_
     struct ob_msg *reply;
     int rc;
 
-    /* R-9: the vfio-user crate's server, which takes one fd, does not know the command and takes
-     * its payload for the next message. */
-    if (client->caps.max_msg_fds <= 1)
+    if (!ob_client_may_ask(client))
         return -EOPNOTSUPP;
     rc = ob_request_call(client, OB_CMD_DEVICE_GET_REGION_IO_FDS, &body, sizeof(wire), REPLY_MAX,
                          &reply);

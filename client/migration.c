@@ -41,6 +41,8 @@ static int feature(struct ob_client *c, uint32_t flags, const struct exchange *x
         .fixed = &wire, .fixed_len = sizeof(wire), .data = x->out, .data_len = x->out_len
     };
 
+    if (!ob_client_may_ask(c))
+        return -EOPNOTSUPP;
     /* x->min 0: the server may leave everything away, its own header too. */
     return ob_request_call(c, OB_CMD_DEVICE_FEATURE, &body,
                            x->min ? (uint32_t)sizeof(wire) + x->min : 0,
@@ -107,9 +109,12 @@ static int64_t read_piece(struct ob_client *c, uint8_t *data, uint32_t count)
     struct ob_body body = { .fixed = &wire, .fixed_len = sizeof(wire) };
     struct ob_msg *reply;
     const void *bytes;
-    int rc = ob_request_call(c, OB_CMD_MIG_DATA_READ, &body, sizeof(wire),
-                             (uint32_t)sizeof(wire) + count, &reply);
+    int rc;
 
+    if (!ob_client_may_ask(c))
+        return -EOPNOTSUPP;
+    rc = ob_request_call(c, OB_CMD_MIG_DATA_READ, &body, sizeof(wire),
+                         (uint32_t)sizeof(wire) + count, &reply);
     if (rc < 0)
         return rc;
     if (ob_decode_mig_data(reply->payload, reply->len, true, count, &wire, &bytes) < 0) {
@@ -144,6 +149,8 @@ int ob_client_mig_write(struct ob_client *client, const void *data, uint32_t cou
     uint32_t max = ob_client_xfer_max(client);
     const uint8_t *bytes = data;
 
+    if (!ob_client_may_ask(client))
+        return -EOPNOTSUPP;
     while (count > 0) {
         uint32_t n = count < max ? count : max;
         struct ob_wire_mig_data wire = { (uint32_t)sizeof(wire) + n, n };

@@ -208,6 +208,11 @@ int ob_client_dma_unmap(struct ob_client *client, uint64_t address, uint64_t siz
 
 /* ---- Migration ---------------------------------------------------------------------------- */
 
+/*
+ * A server that takes one fd at most is not asked for any of this (-EOPNOTSUPP): that of the
+ * vfio-user crate is one, does not know the commands, and loses its place in the stream by them.
+ */
+
 /* Whether the server has the feature with these methods (OB_FEATURE_GET | OB_FEATURE_SET). 0, or
  * an error of class OB_ERR_PEER: it has not. */
 int ob_client_feature_probe(struct ob_client *client, enum ob_feature feature, uint32_t methods);

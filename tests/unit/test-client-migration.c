@@ -8,7 +8,7 @@
 
 #define PAGE      4096u
 #define BASE      0x10000000ull
-#define MIGRATION "{\"capabilities\":{\"migration\":{\"pgsize\":4096}}}"
+#define MIGRATION "{\"capabilities\":{\"max_msg_fds\":8,\"migration\":{\"pgsize\":4096}}}"
 
 /* The next message is this feature with this method; its data, of len bytes. */
 static const uint8_t *expect_feature(struct peer *peer, uint32_t flags, uint32_t len)
@@ -164,7 +164,8 @@ static void small_pieces(struct peer *peer)
 
 TEST(pieces, "the-stream-is-split-to-what-the-server-takes")
 {
-    struct peer peer = { .json = "{\"capabilities\":{\"max_data_xfer_size\":100}}" };
+    struct peer peer = { .json =
+                             "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":100}}" };
     uint8_t data[250];
 
     for (unsigned i = 0; i < sizeof(data); i++)
@@ -282,7 +283,8 @@ static void small_reports(struct peer *peer)
 
 TEST(split, "reports-are-split-to-what-the-server-sends")
 {
-    struct peer peer = { .json = "{\"capabilities\":{\"max_data_xfer_size\":65}}" };
+    struct peer peer = { .json =
+                             "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":65}}" };
     uint64_t bits[17];
 
     peer_start(&peer, small_reports, NULL);

@@ -112,8 +112,19 @@ static void play_crate(struct peer *peer)
     peer_expect(peer, OB_CMD_REGION_WRITE);
     answer_bare(peer, peer->msg->hdr.msg_id, OB_CMD_REGION_WRITE, OB_HDR_COMMAND | OB_HDR_ERROR);
     describe_region(peer);
-    /* R-9: the next message is this one, and not one that it does not know. The answer to a read
-     * comes in two pieces. */
+    /* R-9: the next messages are these, and none that it does not know: not even behind a reset,
+     * and what is refused is not looked into, although it says `migration` (L-13). */
+    peer_expect(peer, OB_CMD_DEVICE_RESET);
+    peer_reply(peer, NULL, 0);
+    peer_expect(peer, OB_CMD_DEVICE_RESET);
+    answer_bare(peer, peer->msg->hdr.msg_id, OB_CMD_DEVICE_RESET, OB_HDR_REPLY | OB_HDR_ERROR);
+    peer_expect(peer, OB_CMD_DEVICE_GET_INFO);
+    answer_bare(peer, peer->msg->hdr.msg_id, OB_CMD_DEVICE_GET_INFO, OB_HDR_REPLY | OB_HDR_ERROR);
+    /* bit 1 is not "all" there. Every mapping goes by itself, and without flags. */
+    peer_expect(peer, OB_CMD_DMA_UNMAP);
+    CHECK_INT(PEER_GET(peer, struct ob_wire_dma_unmap).flags, 0);
+    peer_reply(peer, peer->msg->payload, 24);
+    /* the answer to a read comes in two pieces. */
     peer_expect(peer, OB_CMD_REGION_READ);
     peer->msg->hdr.flags = OB_HDR_REPLY;
     peer->msg->hdr.msg_size = 36;
@@ -123,11 +134,30 @@ static void play_crate(struct peer *peer)
     peer_serve(peer);
 }
 
+/* What only some servers know is not sent. */
+static void ask_for_what_it_does_not_know(struct ob_client *client)
+{
+    struct ob_region_io_fds list;
+    enum ob_mig_state state;
+    uint64_t flags;
+    char data[4];
+
+    CHECK_INT(ob_client_region_io_fds(client, 0, &list), -EOPNOTSUPP);
+    CHECK_INT(ob_client_feature_probe(client, OB_FEATURE_MIGRATION, 0), -EOPNOTSUPP);
+    CHECK_INT(ob_client_migration_info(client, &flags), -EOPNOTSUPP);
+    CHECK_INT(ob_client_mig_state_get(client, &state), -EOPNOTSUPP);
+    CHECK_INT(ob_client_mig_state_set(client, OB_MIG_STATE_STOP), -EOPNOTSUPP);
+    CHECK_INT(ob_client_mig_read(client, data, 4), -EOPNOTSUPP);
+    CHECK_INT(ob_client_mig_write(client, data, 4), -EOPNOTSUPP);
+    CHECK_INT(ob_client_dirty_start(client, 4096, NULL, 0), -EOPNOTSUPP);
+    CHECK_INT(ob_client_dirty_stop(client), -EOPNOTSUPP);
+}
+
 TEST(crate_server, "vfio-user-crate")
 {
     struct peer peer = { .json = crate };
-    struct ob_region_io_fds list;
     struct ob_region_info info;
+    struct ob_device_info device;
     char data[4] = "none";
 
     peer_start(&peer, play_crate, NULL);
@@ -140,7 +170,11 @@ TEST(crate_server, "vfio-user-crate")
     CHECK_INT(info.layout.nareas, 1);
     CHECK(info.fd >= 0);
     ob_region_info_fini(&info);
-    CHECK_INT(ob_client_region_io_fds(peer.client, 0, &list), -EOPNOTSUPP);
+    ask_for_what_it_does_not_know(peer.client);
+    CHECK_INT(ob_client_reset(peer.client), 0);
+    CHECK_INT(ob_peer_errno(ob_client_reset(peer.client)), EINVAL);
+    CHECK_INT(ob_peer_errno(ob_client_device_info(peer.client, &device)), EINVAL);
+    CHECK_INT(ob_client_dma_unmap(peer.client, 0, 4096), 0);
     CHECK_INT(ob_client_region_read(peer.client, 0, 0, data, 4), 0);
     CHECK_MEM(data, "data", 4);
     peer_stop(&peer);
