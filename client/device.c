@@ -7,18 +7,30 @@
 #include <string.h>
 #include <unistd.h>
 
-int ob_client_device_info(struct ob_client *client, struct ob_device_info *out)
+static int get_info(struct ob_client *c, struct ob_wire_device_info *wire)
 {
-    struct ob_wire_device_info wire = { .argsz = sizeof(wire) };
-    struct ob_body body = { .fixed = &wire, .fixed_len = sizeof(wire) };
+    struct ob_body body = { .fixed = wire, .fixed_len = sizeof(*wire) };
     struct ob_msg *reply;
-    int rc =
-        ob_request_call(client, OB_CMD_DEVICE_GET_INFO, &body, sizeof(wire), sizeof(wire), &reply);
+    int rc;
 
+    *wire = (struct ob_wire_device_info){ .argsz = sizeof(*wire) };
+    rc = ob_request_call(c, OB_CMD_DEVICE_GET_INFO, &body, sizeof(*wire), sizeof(*wire), &reply);
     if (rc < 0)
         return rc;
-    memcpy(&wire, reply->payload, sizeof(wire));
+    memcpy(wire, reply->payload, sizeof(*wire));
     ob_msg_free(reply);
+    return 0;
+}
+
+int ob_client_device_info(struct ob_client *client, struct ob_device_info *out)
+{
+    struct ob_wire_device_info wire;
+    int rc = get_info(client, &wire);
+
+    if (ob_err_class(rc) == OB_ERR_PEER && (rc = ob_client_revive(client, rc)) == 0)
+        rc = get_info(client, &wire);
+    if (rc < 0)
+        return rc;
     if (wire.num_regions > OB_REGIONS_MAX || wire.num_irqs > OB_IRQS_MAX)
         return ob_client_die(client,
                              "the server claims %u regions and %u interrupt indexes; "

@@ -134,6 +134,7 @@ struct ob_client {
     struct ob_waiter *sleepers; /* oldest first */
     uint32_t dma_maps;
     uint64_t log_page_size; /* that dirty memory is logged in; 0: it is not logged */
+    bool mig_state_set;     /* this client has set the migration state, to whatever it is */
     uint32_t nbatch;        /* posted writes behind what the channel has queued */
     struct ob_wire_write_multi_entry batch[OB_CLIENT_BATCH_MAX];
 };
@@ -226,6 +227,12 @@ void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s);
 
 /* Takes one of the mappings that the server allows, or gives it back. */
 bool ob_client_reserve_map(struct ob_client *c, bool take);
+
+/* ---- migration.c -------------------------------------------------------------------------- */
+
+/* The server has refused to say what the device is. Lets a device run that an earlier client has
+ * left stopped. 0: it runs now, ask again; refusal: that was not the reason; or another failure. */
+int ob_client_revive(struct ob_client *c, int refusal);
 
 /* ---- inbound.c ---------------------------------------------------------------------------- */
 

@@ -91,12 +91,53 @@ int ob_client_mig_state_get(struct ob_client *client, enum ob_mig_state *out)
     return 0;
 }
 
+static void note_state_set(struct ob_client *c)
+{
+    ob_client_lock(c);
+    c->mig_state_set = true;
+    ob_client_unlock(c);
+}
+
 int ob_client_mig_state_set(struct ob_client *client, enum ob_mig_state state)
 {
     const struct ob_wire_mig_state wire = { .device_state = state };
     const struct exchange x = { &wire, sizeof(wire), 0, sizeof(wire) };
 
+    note_state_set(client);
     return feature(client, OB_FEATURE_SET | OB_FEATURE_MIG_DEVICE_STATE, &x, NULL);
+}
+
+static bool state_is_ours(struct ob_client *c)
+{
+    bool ours;
+
+    ob_client_lock(c);
+    ours = c->mig_state_set;
+    ob_client_unlock(c);
+    return ours;
+}
+
+/* L-13: libvfio-user keeps the state over the loss of a client, and refuses nearly everything in
+ * STOP and STOP_COPY. Nobody else is in the middle of a migration then: a server has one client. */
+int ob_client_revive(struct ob_client *c, int refusal)
+{
+    enum ob_mig_state state;
+    int rc;
+
+    if (!c->caps.migration || !ob_client_may_ask(c) || state_is_ours(c))
+        return refusal;
+    rc = ob_client_mig_state_get(c, &state);
+    if (rc < 0)
+        return ob_err_class(rc) == OB_ERR_PEER ? refusal : rc;
+    if (state != OB_MIG_STATE_STOP && state != OB_MIG_STATE_STOP_COPY)
+        return refusal;
+    rc = ob_client_mig_state_set(c, OB_MIG_STATE_RUNNING);
+    if (ob_err_class(rc) == OB_ERR_PEER)
+        return ob_client_die(c,
+                             "an earlier client has left the device stopped in a migration, and "
+                             "the server does not let it run again: %s",
+                             ob_errno_text(ob_peer_errno(rc)));
+    return rc;
 }
 
 /* ---- The state as a stream ---------------------------------------------------------------- */

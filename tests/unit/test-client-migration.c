@@ -216,6 +216,94 @@ TEST(l13, "a-reset-leads-to-running-where-the-server-does-not-see-to-it-l-13")
     }
 }
 
+/* ---- A device that was left stopped ---------------------------------------------------------- */
+
+static void answer_info(struct peer *peer)
+{
+    const struct ob_wire_device_info info = { sizeof(info), OB_DEVICE_PCI, 9, 5 };
+
+    peer_expect(peer, OB_CMD_DEVICE_GET_INFO);
+    peer_reply(peer, &info, sizeof(info));
+}
+
+static void refuse_info(struct peer *peer)
+{
+    peer_expect(peer, OB_CMD_DEVICE_GET_INFO);
+    peer_error(peer, EINVAL);
+}
+
+static void left_stopped(struct peer *peer)
+{
+    refuse_info(peer);
+    answer_state(peer, *(const uint32_t *)peer->arg);
+    accept_state(peer, OB_MIG_STATE_RUNNING);
+    answer_info(peer);
+    peer_serve(peer);
+}
+
+TEST(stuck, "a-device-that-was-left-stopped-runs-again-l-13")
+{
+    static const uint32_t states[] = { OB_MIG_STATE_STOP, OB_MIG_STATE_STOP_COPY };
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct peer peer = { .json = MIGRATION, .arg = (void *)&states[i] };
+        struct ob_device_info info;
+
+        peer_start(&peer, left_stopped, NULL);
+        CHECK_INT(ob_client_device_info(peer.client, &info), 0);
+        CHECK_INT(info.num_regions, 9);
+        peer_stop(&peer);
+    }
+}
+
+static void stays_stopped(struct peer *peer)
+{
+    refuse_info(peer);
+    answer_state(peer, OB_MIG_STATE_STOP_COPY);
+    expect_feature(peer, OB_FEATURE_SET | OB_FEATURE_MIG_DEVICE_STATE, 8);
+    peer_error(peer, EIO);
+    CHECK(!peer_recv(peer));
+}
+
+TEST(stays, "a-device-that-stays-stopped-is-an-error-that-says-so")
+{
+    struct peer peer = { .json = MIGRATION };
+    struct ob_device_info info;
+
+    peer_start(&peer, stays_stopped, NULL);
+    CHECK_INT(ob_client_device_info(peer.client, &info), -ENOTCONN);
+    CHECK_STR(ob_client_error(peer.client),
+              "an earlier client has left the device stopped in a migration, and the server does "
+              "not let it run again: Input/output error");
+    peer_stop(&peer);
+}
+
+static void refuses_all(struct peer *peer)
+{
+    refuse_info(peer);
+    answer_state(peer, OB_MIG_STATE_RUNNING);
+    refuse_info(peer);
+    expect_feature(peer, OB_FEATURE_GET | OB_FEATURE_MIG_DEVICE_STATE, 0);
+    peer_error(peer, EINVAL);
+    /* What this client has stopped it does not let run by itself. */
+    accept_state(peer, OB_MIG_STATE_STOP);
+    refuse_info(peer);
+    peer_serve(peer);
+}
+
+TEST(refuses, "another-refusal-to-say-what-the-device-is-stays-one")
+{
+    struct peer peer = { .json = MIGRATION };
+    struct ob_device_info info;
+
+    peer_start(&peer, refuses_all, NULL);
+    for (unsigned i = 0; i < 2; i++)
+        CHECK_INT(ob_peer_errno(ob_client_device_info(peer.client, &info)), EINVAL);
+    CHECK_INT(ob_client_mig_state_set(peer.client, OB_MIG_STATE_STOP), 0);
+    CHECK_INT(ob_peer_errno(ob_client_device_info(peer.client, &info)), EINVAL);
+    peer_stop(&peer);
+}
+
 /* ---- Dirty memory -------------------------------------------------------------------------- */
 
 static void one_page_size(struct peer *peer)
