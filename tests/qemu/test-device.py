@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """The vfio-user-pci device: enumeration, BARs, plugging, reset; against our servers."""
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main
 from fakedevice import (CONFIG, DMA_UNMAP, GET_REGION_INFO, INTX, MSIX, REGION_READ, REGION_WRITE, RESET, SET_IRQS,
-                        FakeDevice, Gone, config_space, msix_cap)
+                        FakeDevice, Gone, Refuse, config_space, msix_cap)
 from qtest import MASTER, MEMORY, Qemu, QmpError, Serve, device, wait_for
 
 
@@ -153,6 +154,24 @@ def _(tmp):
         vm.pci(4).command(MEMORY | MASTER | 0x140)
         writes = [p for c, p in fake.log if c == REGION_WRITE]
         assert writes[-1][0:8] == (4).to_bytes(8, "little") and writes[-1][16:] == b"\x06\x00", writes
+
+
+@case("server-that-refuses-registers-is-used-on")
+def _(tmp):
+    def refuse(fake, payload):
+        offset, region, count = struct.unpack_from("<QII", payload)
+        if region == 7:
+            raise Refuse(errno.EINVAL)  # L-18
+        return fake.cmd_10(payload, [])
+
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake, Qemu(tmp, *device(tmp / "s")) as vm:
+        fake.on[REGION_WRITE] = refuse
+        pci = vm.pci(4)
+        pci.assign(0)
+        pci.config_write(5, 1, 1)
+        pci.bar_write(0, 0x10, 4, 0x5A5A)
+        assert pci.bar_read(0, 0x10, 4) == 0x5A5A
+        assert pci.config_read(4, 2) & 0x102 == 0x102
 
 
 @case("unmapped-registers-are-the-servers")

@@ -166,6 +166,20 @@ def _(tmp):
         assert not pci.intx()
 
 
+@case("intx-of-libvfio-user-is-unmasked-by-message")
+def _(tmp):
+    """L-20: its INTx is not marked as AUTOMASKED, but is unmasked all the same. L-7: it drops eventfds for that."""
+    with interrupting(tmp) as fake, Qemu(tmp, *device(tmp / "s")) as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+        fake.log.clear()
+        fake.trigger(INTX)
+        wait_for(pci.intx)
+        pci.bar_read(0, 0, 4)
+        wait_for(lambda: (SET_IRQS, struct.pack("<5I", 20, 0x11, INTX, 0, 1)) in fake.log, "UNMASK")
+        assert not [p for c, p in fake.log if c == SET_IRQS and p[4] & 4], fake.log
+
+
 @case("edu-signals-msi")
 def _(tmp):
     with Serve("edu", tmp / "s"), Qemu(tmp, *device(tmp / "s")) as vm:

@@ -47,6 +47,7 @@ static struct ob_msg *pump(struct ob_channel *from, struct ob_channel *to)
     return msg;
 }
 
+/* L-11 and others take header and payload only in one piece each. */
 TEST(one_sendmsg, "one-message-is-one-sendmsg")
 {
     const int fd = open_null();

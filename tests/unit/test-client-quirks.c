@@ -67,6 +67,99 @@ TEST(libvfio_user_server, "libvfio-user")
     peer_stop(&peer);
 }
 
+/* What it cannot take is not sent. */
+
+static void expect_irqs(struct peer *peer, uint32_t start, uint32_t count, unsigned nfds)
+{
+    struct ob_wire_set_irqs set;
+
+    peer_expect(peer, OB_CMD_DEVICE_SET_IRQS);
+    set = PEER_GET(peer, struct ob_wire_set_irqs);
+    CHECK_INT(set.start, start);
+    CHECK_INT(set.count, count);
+    CHECK_INT(peer->msg->nfds, nfds);
+    peer_close_fds(peer);
+    peer_reply(peer, NULL, 0);
+}
+
+static void spare_libvfio_user(struct peer *peer)
+{
+    const char *json = (const char *)peer->msg->payload + sizeof(struct ob_wire_version);
+    char pgsize[64];
+    struct peer_access kept;
+
+    /* L-17: VERSION has no fds. */
+    CHECK_INT(peer->msg->nfds, 0);
+    /* R-4: it says something. L-9: two sockets, so that commands do not cross. L-19: this page size
+     * or none. */
+    snprintf(pgsize, sizeof(pgsize), "\"migration\":{\"pgsize\":%ld", sysconf(_SC_PAGESIZE));
+    CHECK(strstr(json, "\"capabilities\":{"));
+    CHECK(strstr(json, "\"twin_socket\":{\"supported\":true"));
+    CHECK(strstr(json, pgsize));
+    /* L-15: it has said 8. */
+    expect_irqs(peer, 0, 8, 8);
+    expect_irqs(peer, 8, 4, 4);
+    /* L-6: eventfds behind the first vector are not taken back, but others can be put in place. */
+    expect_irqs(peer, 9, 2, 2);
+    expect_irqs(peer, 9, 2, 0);
+    /* L-2: nothing is asked for no bytes. L-3: nor is nothing mapped, nor more than there is. */
+    peer_expect(peer, OB_CMD_REGION_READ);
+    kept = peer_keep(peer);
+    /* L-10: answers are whole, with a count of 8 bytes. */
+    peer_dma(peer, 1, OB_CMD_DMA_READ, 0x1000, 16, NULL, 0);
+    peer_expect_reply(peer, OB_CMD_DMA_READ, 1);
+    CHECK_INT(peer->msg->len, 32);
+    CHECK_INT(PEER_GET(peer, struct ob_wire_dma_access).count, 16);
+    peer_dma(peer, 2, OB_CMD_DMA_WRITE, 0x1000, 16, "sixteen bytes...", 0);
+    peer_expect_reply(peer, OB_CMD_DMA_WRITE, 2);
+    CHECK_INT(peer->msg->len, 16);
+    CHECK_INT(PEER_GET(peer, struct ob_wire_dma_access).count, 16);
+    peer_answer(peer, &kept, "data");
+    /* L-14: an unmap that it cannot do is not answered at all. */
+    peer_expect(peer, OB_CMD_DMA_UNMAP);
+    peer_serve(peer);
+}
+
+static int take_any(void *opaque, uint64_t address, const void *data, uint32_t count)
+{
+    (void)opaque, (void)address, (void)data, (void)count;
+    return 0;
+}
+
+static int give_any(void *opaque, uint64_t address, void *data, uint32_t count)
+{
+    (void)opaque, (void)address;
+    memset(data, 1, count);
+    return 0;
+}
+
+TEST(spared, "libvfio-user-gets-nothing-that-it-cannot-take")
+{
+    struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
+    struct peer peer = { .json = libvfio_user };
+    int event = eventfd(0, EFD_CLOEXEC), fds[12];
+    char data[4] = "";
+
+    for (unsigned i = 0; i < 12; i++)
+        fds[i] = event;
+    opt.dma_read = give_any;
+    opt.dma_write = take_any;
+    opt.timeout_ms = 500;
+    peer_start(&peer, spare_libvfio_user, &opt);
+    CHECK_INT(ob_client_irq_eventfds(peer.client, OB_PCI_IRQ_MSIX, 0, 12, fds), 0);
+    fds[9] = fds[10] = -1;
+    CHECK_INT(ob_client_irq_eventfds(peer.client, OB_PCI_IRQ_MSIX, 9, 2, fds + 9), 0);
+    CHECK_INT(ob_client_region_read(peer.client, 0, 0, data, 0), 0);
+    CHECK_INT(ob_client_dma_map(peer.client, 4096, 0, OB_DMA_READ, -1, 0), -EINVAL);
+    CHECK_INT(ob_client_dma_map(peer.client, UINT64_MAX - 4095, 8192, OB_DMA_READ, -1, 0), -EINVAL);
+    CHECK_INT(ob_client_region_read(peer.client, 0, 0, data, 4), 0);
+    CHECK_MEM(data, "data", 4);
+    CHECK_INT(ob_client_dma_unmap(peer.client, 4096, 4096), -ETIMEDOUT);
+    CHECK_INT(ob_client_region_read(peer.client, 0, 0, data, 4), 0);
+    peer_stop(&peer);
+    close(event);
+}
+
 /* ---- The vfio-user crate ------------------------------------------------------------------- */
 
 static const char crate[] = "{\"capabilities\":{\"max_msg_fds\":1,\"max_data_xfer_size\":1048576,"

@@ -49,13 +49,18 @@ TEST(qemu, "qemu")
     int bar = peer_memfd(4 * PAGE), fd = eventfd(0, EFD_CLOEXEC);
     struct ob_server *server = serve(bar);
     struct ob_wire_region_info info = { .argsz = 32, .index = 2 };
+    const struct {
+        struct ob_wire_region_access access;
+        uint64_t value;
+    } posted = { { 0, 2, 8 }, 0x12345678 };
     struct ob_msg *reply;
     struct peer peer;
 
     peer_attach(&peer, server);
-    /* It asks twice, and takes one fd. */
+    /* It asks twice, and takes one fd. Q-10: no more comes than it has room for. */
     CHECK_INT(peer_call(&peer, OB_CMD_DEVICE_GET_REGION_INFO, &info, 32, &reply), 0);
     memcpy(&info, reply->payload, sizeof(info));
+    CHECK_INT(reply->len, 32);
     CHECK_INT(info.argsz, 32 + 16 + 2 * 16);
     CHECK_INT(info.cap_offset, 0);
     expect_info(reply, RW | OB_REGION_MMAP, 4 * PAGE, 0);
@@ -66,9 +71,16 @@ TEST(qemu, "qemu")
     CHECK_INT(peer_map(&peer, 1u << 30, PAGE, OB_DMA_READ, -1, 0), 0);
     CHECK_INT(peer_unmap(&peer, 0, 0, OB_DMA_UNMAP_ALL), 0);
     CHECK_INT(peer_map(&peer, 0, PAGE, OB_DMA_READ | OB_DMA_WRITE, -1, 0), 0);
-    /* ERR and REQ, and INTx with KVM: unmasked by an eventfd. */
-    for (uint32_t index = OB_PCI_IRQ_ERR; index <= OB_PCI_IRQ_REQ; index++)
+    /* a posted write, seen by a read behind it, and no answer to it. */
+    peer_send(&peer, OB_CMD_REGION_WRITE, OB_HDR_NO_REPLY, &posted, sizeof(posted), NULL, 0);
+    CHECK_INT(peer_read32(&peer, 2, 0), 0x12345678);
+    /* ERR and REQ are asked for in any case. INTx with KVM: unmasked by an eventfd. */
+    for (uint32_t index = OB_PCI_IRQ_ERR; index <= OB_PCI_IRQ_REQ; index++) {
+        CHECK_INT(peer_call(&peer, OB_CMD_DEVICE_GET_IRQ_INFO,
+                            &(struct ob_wire_irq_info){ 16, 0, index, 0 }, 16, NULL),
+                  0);
         CHECK_INT(peer_set_irqs(&peer, index, 0x24, 0, 1, NULL, &fd, 1), 0);
+    }
     CHECK_INT(peer_set_irqs(&peer, OB_PCI_IRQ_INTX, 0x14, 0, 1, NULL, &fd, 1), 0);
     CHECK_INT(peer_set_irqs(&peer, OB_PCI_IRQ_INTX, 0x21, 0, 0, NULL, NULL, 0), 0);
     /* MSI-X: one vector without eventfd, to see it enabled. */
@@ -134,6 +146,17 @@ TEST(cloud_hypervisor, "cloud-hypervisor")
     CHECK_INT(peer_call(&peer, OB_CMD_DEVICE_GET_INFO, &info, sizeof(info), &reply), 0);
     CHECK_INT(reply->len, sizeof(info));
     ob_msg_free(reply);
+    /* it waits for the whole reply, and so for ever after a refusal. */
+    for (uint32_t i = 0; i < OB_PCI_REGIONS; i++) {
+        struct ob_wire_region_info region = { .argsz = 32, .index = i };
+
+        CHECK_INT(peer_call(&peer, OB_CMD_DEVICE_GET_REGION_INFO, &region, 32, NULL), 0);
+    }
+    for (uint32_t i = 0; i <= OB_PCI_IRQ_REQ; i++) {
+        struct ob_wire_irq_info irq = { .argsz = 16, .index = i };
+
+        CHECK_INT(peer_call(&peer, OB_CMD_DEVICE_GET_IRQ_INFO, &irq, 16, NULL), 0);
+    }
     /* a device that cannot be reset is; whatever the answer is, it has no payload. */
     CHECK_INT(peer_call(&peer, OB_CMD_DEVICE_RESET, NULL, 0, NULL), -EOPNOTSUPP);
     /* 16 eventfds at once whatever was said, and BARs sized through config space. */

@@ -30,11 +30,16 @@ TEST(version_reply, "version-is-answered-within-what-qemu-takes")
     CHECK_INT(peer_call(&peer, OB_CMD_VERSION, payload, sizeof(payload), &reply), 0);
     memcpy(&version, reply->payload, sizeof(version));
     CHECK_INT(version.major, 0);
-    CHECK_INT(version.minor, 0);
-    CHECK(reply->len - 4 <= OB_VERSION_JSON_QEMU);
+    CHECK_INT(version.minor, 0);                                     /* */
+    CHECK(reply->len - 4 <= OB_VERSION_JSON_QEMU);                   /* */
+    CHECK(strstr((char *)reply->payload + 4, "\"capabilities\":{")); /* */
     CHECK_INT(ob_caps_parse(reply->payload + 4, reply->len - 4, true, &caps, &why), 0);
+    /* no more than it takes, and not left out. Q-14: no page size of 0. */
     CHECK_INT(caps.max_msg_fds, 16);
     CHECK_INT(caps.max_data_xfer_size, 1048576);
+    CHECK(caps.max_dma_maps <= 65535);
+    CHECK_INT(caps.pgsizes, 4096);
+    /* it says `migration`, but this device has none. */
     CHECK(caps.write_multiple && !caps.migration && !caps.twin_socket);
     ob_msg_free(reply);
     CHECK_INT(device.attached, 1);
