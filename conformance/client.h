@@ -23,6 +23,7 @@
 #define PLAY_CONFIG  256u
 #define PLAY_IRQS    5u
 #define PLAY_VECTORS 4u
+#define PLAY_STATE   3000u /* bytes of the device's state */
 
 /* Not an address that any machine has memory at. */
 #define NOWHERE (1ull << 62)
@@ -31,6 +32,16 @@ struct mapping {
     uint32_t flags;
     uint64_t address, size, offset;
     int fd; /* -1: reached by messages */
+};
+
+struct play_migration {
+    bool offered;       /* by the case; said to a client that says it too */
+    bool padded;        /* replies of MIG_DATA_READ are as long as was asked for */
+    bool strict;        /* what is loaded is compared with what was read */
+    bool logging;       /* of dirty memory */
+    bool loaded;        /* all of the state has been */
+    uint32_t state, at; /* at: bytes of the state that were read, or written */
+    uint32_t most;      /* for look(): bytes of one message */
 };
 
 /* A reply, before it is sent. */
@@ -59,6 +70,7 @@ struct play {
     uint32_t commands; /* set of those that were answered */
     int bar;           /* memory behind BAR 0 */
     uint8_t config[PLAY_CONFIG];
+    struct play_migration migration;
     struct mapping maps[PLAY_MAPS];
     unsigned nmaps;
     /* Sees each command before it is answered; may fail the case. */
@@ -75,6 +87,10 @@ void device_play_init(struct test *t);
 void device_play_fini(struct play *p);
 /* The right reply to the command in t->in, with what it changes. */
 void device_answer(struct test *t, struct answer *a);
+void answer_put(struct answer *a, const void *data, size_t len);
+void answer_refuse(struct answer *a, uint32_t error);
+/* The same for DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE (client_migration.c). */
+void migration_answer(struct test *t, struct answer *a);
 /* A description of a region with these capabilities, that of BAR 0 if the caller changes nothing.
  */
 void device_describe(const struct play *p, uint32_t index, uint32_t argsz, struct answer *a);
@@ -120,7 +136,7 @@ void process_stop(struct test *t);
 char *process_output(const struct play *p, char *bytes);
 
 extern const struct case_table client_version_cases, client_region_cases, client_command_cases,
-    client_memory_cases, client_sent_cases;
+    client_memory_cases, client_migration_cases, client_sent_cases;
 extern const struct family_table client_reply_families, client_command_families;
 
 #endif

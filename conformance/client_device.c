@@ -48,13 +48,13 @@ void device_play_init(struct test *t)
     p->capabilities = "\"max_msg_fds\":16,\"max_data_xfer_size\":1048576,\"max_dma_maps\":1000";
 }
 
-static void put(struct answer *a, const void *data, size_t len)
+void answer_put(struct answer *a, const void *data, size_t len)
 {
     memcpy(a->data + a->len, data, len);
     a->len += (uint32_t)len;
 }
 
-static void refuse(struct answer *a, uint32_t error)
+void answer_refuse(struct answer *a, uint32_t error)
 {
     a->hdr.flags |= OB_HDR_ERROR;
     a->hdr.error_no = error;
@@ -67,12 +67,17 @@ static void refuse(struct answer *a, uint32_t error)
 static void version(struct test *t, struct answer *a)
 {
     struct ob_wire_version wire = { OB_VERSION_MAJOR, OB_VERSION_MINOR };
+    const struct play *p = play_of(t);
+    bool proposed;
 
-    put(a, &wire, sizeof(wire));
-    if (t->in.len > sizeof(wire))
-        a->len += (uint32_t)snprintf((char *)a->data + a->len, 1024, "{\"capabilities\":{%s}}",
-                                     play_of(t)->capabilities) +
-                  1;
+    answer_put(a, &wire, sizeof(wire));
+    if (t->in.len == sizeof(wire))
+        return;
+    proposed = memmem(t->in.data, t->in.len, "\"migration\"", 11);
+    a->len += (uint32_t)snprintf(
+                  (char *)a->data + a->len, 1024, "{\"capabilities\":{%s%s}}", p->capabilities,
+                  p->migration.offered && proposed ? ",\"migration\":{\"pgsize\":4096}" : "") +
+              1;
 }
 
 static void device_info(struct answer *a)
@@ -80,7 +85,7 @@ static void device_info(struct answer *a)
     struct ob_wire_device_info info = { sizeof(info), OB_DEVICE_RESET | OB_DEVICE_PCI,
                                         OB_PCI_REGIONS, PLAY_IRQS };
 
-    put(a, &info, sizeof(info));
+    answer_put(a, &info, sizeof(info));
 }
 
 void device_describe(const struct play *p, uint32_t index, uint32_t argsz, struct answer *a)
@@ -109,7 +114,7 @@ static void region_info(struct test *t, struct answer *a)
 
     memcpy(&info, t->in.data, sizeof(info));
     if (info.argsz < sizeof(info) || info.index >= OB_PCI_REGIONS)
-        refuse(a, EINVAL);
+        answer_refuse(a, EINVAL);
     else
         device_describe(play_of(t), info.index, info.argsz, a);
 }
@@ -120,7 +125,7 @@ static void region_io_fds(struct test *t, struct answer *a)
 
     memcpy(&io, t->in.data, sizeof(io));
     io = (struct ob_wire_region_io_fds){ sizeof(io), 0, io.index, 0 };
-    put(a, &io, sizeof(io));
+    answer_put(a, &io, sizeof(io));
 }
 
 static void irq_info(struct test *t, struct answer *a)
@@ -129,7 +134,7 @@ static void irq_info(struct test *t, struct answer *a)
 
     memcpy(&info, t->in.data, sizeof(info));
     if (info.index >= PLAY_IRQS) {
-        refuse(a, EINVAL);
+        answer_refuse(a, EINVAL);
         return;
     }
     info.argsz = sizeof(info);
@@ -137,7 +142,7 @@ static void irq_info(struct test *t, struct answer *a)
     info.flags = info.count ? OB_IRQ_EVENTFD : 0;
     if (info.index == OB_PCI_IRQ_INTX)
         info.flags |= OB_IRQ_MASKABLE | OB_IRQ_AUTOMASKED;
-    put(a, &info, sizeof(info));
+    answer_put(a, &info, sizeof(info));
 }
 
 /* ---- Regions ------------------------------------------------------------------------------- */
@@ -168,10 +173,10 @@ static void region_access(struct test *t, struct answer *a, bool write)
                                                  : 0;
     if (access.offset > size || access.count > size - access.offset ||
         (write && t->in.len != sizeof(access) + access.count)) {
-        refuse(a, EINVAL);
+        answer_refuse(a, EINVAL);
         return;
     }
-    put(a, &access, sizeof(access));
+    answer_put(a, &access, sizeof(access));
     if (write && access.region == OB_PCI_REGION_CONFIG) {
         config_write(p, access.offset, t->in.data + sizeof(access), access.count);
     } else if (write) {
@@ -179,7 +184,7 @@ static void region_access(struct test *t, struct answer *a, bool write)
              pwrite(p->bar, t->in.data + sizeof(access), access.count, (off_t)access.offset) >= 0,
              "no memory: %s", strerror(errno));
     } else if (access.region == OB_PCI_REGION_CONFIG) {
-        put(a, p->config + access.offset, access.count);
+        answer_put(a, p->config + access.offset, access.count);
     } else {
         MUST(t, pread(p->bar, a->data + a->len, access.count, (off_t)access.offset) >= 0,
              "no memory: %s", strerror(errno));
@@ -189,7 +194,7 @@ static void region_access(struct test *t, struct answer *a, bool write)
 
 static void write_multi(struct test *t, struct answer *a)
 {
-    put(a, t->in.data, sizeof(struct ob_wire_write_multi));
+    answer_put(a, t->in.data, sizeof(struct ob_wire_write_multi));
 }
 
 /* ---- Memory -------------------------------------------------------------------------------- */
@@ -202,7 +207,7 @@ static void dma_map(struct test *t, struct answer *a)
 
     memcpy(&map, t->in.data, sizeof(map));
     if (p->nmaps == PLAY_MAPS) {
-        refuse(a, ENOSPC);
+        answer_refuse(a, ENOSPC);
         return;
     }
     if (t->in.nfds)
@@ -231,7 +236,7 @@ static void dma_unmap(struct test *t, struct answer *a)
     unsigned i = 0;
 
     memcpy(&unmap, t->in.data, sizeof(unmap));
-    put(a, &unmap, sizeof(unmap));
+    answer_put(a, &unmap, sizeof(unmap));
     if (unmap.flags & OB_DMA_UNMAP_ALL) {
         device_play_fini(p);
         return;
@@ -239,9 +244,9 @@ static void dma_unmap(struct test *t, struct answer *a)
     while (i < p->nmaps && (p->maps[i].address != unmap.address || p->maps[i].size != unmap.size))
         i++;
     if (i == p->nmaps)
-        refuse(a, ENOENT);
+        answer_refuse(a, ENOENT);
     else if (unmap.flags)
-        refuse(a, EINVAL);
+        answer_refuse(a, EINVAL);
     else
         forget(p, i);
 }
@@ -265,7 +270,7 @@ void device_answer(struct test *t, struct answer *a)
     a->hdr = (struct ob_wire_hdr){ .msg_id = hdr->msg_id, .cmd = hdr->cmd, .flags = OB_HDR_REPLY };
     a->len = a->nfds = 0;
     if (ob_check_command(hdr, OB_CLIENT_TO_SERVER, state) != OB_OK) {
-        refuse(a, EINVAL);
+        answer_refuse(a, EINVAL);
         return;
     }
     switch (hdr->cmd) {
@@ -298,9 +303,11 @@ void device_answer(struct test *t, struct answer *a)
         write_multi(t, a);
         break;
     case OB_CMD_DEVICE_SET_IRQS:
-    case OB_CMD_DEVICE_RESET:
         break;
-    default: /* migration, which was not offered */
-        refuse(a, EINVAL);
+    case OB_CMD_DEVICE_RESET:
+        play_of(t)->migration.state = OB_MIG_STATE_RUNNING;
+        break;
+    default:
+        migration_answer(t, a);
     }
 }

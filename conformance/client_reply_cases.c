@@ -14,6 +14,7 @@ static uint16_t command(const struct test *t)
 
 static struct answer *until(struct test *t)
 {
+    play_of(t)->migration.offered = command(t) >= OB_CMD_DEVICE_FEATURE;
     return play_until(t, command(t));
 }
 
@@ -364,9 +365,10 @@ static const char *name_of(uint32_t cmd)
     const struct ob_msg_type *type = ob_msg_type((uint16_t)cmd);
     size_t i;
 
-    if (cmd > OB_CMD_DEVICE_RESET)
+    if (cmd > OB_CMD_LAST)
         return NULL;
-    if (!type || type->dir != OB_CLIENT_TO_SERVER || cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS)
+    if (!type || !type->live || type->dir != OB_CLIENT_TO_SERVER ||
+        cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS || cmd == OB_CMD_REGION_WRITE_MULTI)
         return "";
     for (i = 0; type->name[i] && i < sizeof(name) - 1; i++)
         name[i] = type->name[i] == '_' ? '-' : (char)(type->name[i] | 0x20);

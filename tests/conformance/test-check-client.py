@@ -96,6 +96,19 @@ BREAKAGES = {
     "reads-anything": "dma-read/nowhere",
     "wrong-data": "memory/read-and-write",
     "answers-no-reply": "command/no-reply",
+    "feature-with-two-methods": "migration/methods",
+    "feature-argsz-too-small": "migration/argsz",
+    "sets-unknown-states": "migration/states",
+    "reads-while-running": "migration/data",
+    "large-migration-data": "migration/small-data",
+    "reads-half-of-the-state": "migration/whole",
+    "takes-padding-for-data": "migration/padded",
+    "ignores-size-of-migration-data": "migration/more-than-asked",
+    "ignores-feature-sizes": "migration/short-feature",
+    "ignores-unknown-states": "migration/unknown-state",
+    "ignores-refused-states": "migration/transition-refused",
+    "logs-twice": "logging/order",
+    "ignores-range-of-reports": "logging/other-memory",
 }
 
 
@@ -111,6 +124,14 @@ for breakage, caught in BREAKAGES.items():
         verdicts = [c["verdict"] for c in report["cases"]]
         assert (done.returncode, verdicts) == (1, ["fail"]), (done.stdout, done.stderr)
         assert report["cases"][0]["why"] and report["cases"][0]["bytes"], report
+
+
+@case("client-without-migration-is-not-offered-its-cases", timeout_s=120)
+def _(tmp):
+    run = f"exec {shlex.quote(str(BROKEN))} never-migrates {{}}"
+    for pattern in ("migration/[mw]*", "logging/o*", "reply/mig-data-read-twice"):
+        summary = passes(tmp, run, "--only", pattern)
+        assert summary["pass"] == 0 < summary["not_offered"], summary
 
 
 @case("client-started-by-somebody-else")

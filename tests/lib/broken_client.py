@@ -14,6 +14,10 @@ import time
 
 VERSION, DMA_MAP, DMA_UNMAP, GET_INFO, REGION_INFO, IRQ_INFO, SET_IRQS, REGION_READ, RESET = 1, 2, 3, 4, 5, 7, 8, 9, 13
 DMA_READ, DMA_WRITE = 11, 12
+FEATURE, MIG_DATA_READ, MIG_DATA_WRITE = 16, 17, 18
+GET, SET = 1 << 16, 1 << 17
+MIGRATION, STATE, LOG_START, LOG_STOP, LOG_REPORT = 1, 2, 6, 7, 8
+RUNNING, STOP_COPY, RESUMING = 2, 3, 4
 HEADER = struct.Struct("<HHIII")
 ADDRESS, SIZE = 0x100000, 0x200000
 WRONG, PATH = sys.argv[1:]
@@ -32,6 +36,7 @@ class Client:
         self.memory = memoryview(bytearray(SIZE))
         self.fds_taken = 1
         self.largest = 1 << 20
+        self.migrates = False
 
     def receive(self, size):
         data = b""
@@ -120,7 +125,9 @@ class Client:
         if WRONG == "skips-version":
             return
         nul = b"" if WRONG == "version-without-nul" else b"\0"
-        reply = self.ask(VERSION, struct.pack("<HH", 0, 0) + b'{"capabilities":{"max_msg_fds":8}}' + nul, least=4)
+        migration = b"" if WRONG == "never-migrates" else b',"migration":{"pgsize":4096}'
+        proposal = b'{"capabilities":{"max_msg_fds":8' + migration + b"}}" + nul
+        reply = self.ask(VERSION, struct.pack("<HH", 0, 0) + proposal, least=4)
         if reply is None:
             raise Broken("refused")
         if reply[:2] != b"\0\0" and WRONG != "ignores-major":
@@ -133,6 +140,7 @@ class Client:
             said = {}
         self.fds_taken = said.get("max_msg_fds", 1)
         self.largest = said.get("max_data_xfer_size", 1 << 20)
+        self.migrates = "migration" in said
 
     def info(self):
         request = struct.pack("<IIII", 8 if WRONG == "small-argsz" else 16, 0, 9 if WRONG == "fills-reserved" else 0, 0)
@@ -171,6 +179,63 @@ class Client:
             if reply is not None and len(reply) != 16 + wanted:
                 raise Broken("not what was asked for")
 
+    def feature(self, flags, data=b"", reply=None):
+        """reply: how many bytes of data come back; None: those that were sent."""
+        size = len(data) if reply is None else reply
+        argsz = 8 if WRONG == "feature-argsz-too-small" else 8 + max(size, len(data))
+        if WRONG == "feature-with-two-methods":
+            flags |= GET | SET
+        got = self.ask(FEATURE, struct.pack("<II", argsz, flags) + data)
+        if got is not None and len(got) != 8 + size and WRONG != "ignores-feature-sizes":
+            raise Broken("another feature than was asked for")
+        return got and got[8:]
+
+    def log_dirty(self):
+        for _ in range(2 if WRONG == "logs-twice" else 1):
+            if self.feature(SET | LOG_START, struct.pack("<QII", 4096, 0, 0)) is None:
+                return
+        asked = struct.pack("<QQQ", ADDRESS, 64 * 4096, 4096)
+        got = self.feature(GET | LOG_REPORT, asked, 32)
+        if got is not None and got[:24] != asked and WRONG != "ignores-range-of-reports":
+            raise Broken("a report of other memory")
+        self.feature(SET | LOG_STOP)
+
+    def set_state(self, state):
+        if WRONG == "sets-unknown-states":
+            state = 5
+        return self.feature(SET | STATE, struct.pack("<II", state, 0)) is not None or WRONG == "ignores-refused-states"
+
+    def save(self):
+        asked = 500 if WRONG == "large-migration-data" else min(500, self.largest)
+        state = b""
+        while True:
+            got = self.ask(MIG_DATA_READ, struct.pack("<II", 8 + asked, asked), least=8)
+            if got is None:
+                return None
+            size, = struct.unpack_from("<I", got, 4)
+            if (size > asked or size > len(got) - 8) and WRONG != "ignores-size-of-migration-data":
+                raise Broken("more data than was asked for, or than came")
+            state += got[8:] if WRONG == "takes-padding-for-data" else got[8:8 + size]
+            if size < asked or len(state) > 1 << 20 or WRONG == "reads-half-of-the-state":
+                return state
+
+    def migrate(self):
+        got = self.feature(GET | MIGRATION, reply=8)
+        if got is None:
+            return
+        self.log_dirty()
+        if self.set_state(RUNNING if WRONG == "reads-while-running" else STOP_COPY):
+            state = self.save()
+            piece = min(700, self.largest)
+            if self.set_state(RESUMING):
+                for at in range(0, len(state or b""), piece):
+                    data = state[at:at + piece]
+                    self.ask(MIG_DATA_WRITE, struct.pack("<II", 8 + len(data), len(data)) + data, most=0)
+        self.set_state(RUNNING)
+        got = self.feature(GET | STATE, reply=8)
+        if got and got[0] > 6 and WRONG != "ignores-unknown-states":
+            raise Broken("an unknown state")
+
     def use(self):
         self.version()
         self.info()
@@ -178,6 +243,8 @@ class Client:
         self.ask(REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 7, 0, 0, 0), least=32, most=32)
         self.use_irqs()
         self.read(7, 0, 64)
+        if self.migrates:
+            self.migrate()
         self.ask(RESET)
         self.unmap(ADDRESS + (4096 if WRONG == "unmaps-nothing" else 0), SIZE)
         self.info()

@@ -124,6 +124,69 @@ static void offer_memory(struct ob_client *client, int fd)
         ob_client_dma_unmap(client, SECOND_ADDRESS, 4096);
 }
 
+/* ---- Migration ----------------------------------------------------------------------------- */
+
+#define PIECE 500u
+
+static uint8_t state[65536];
+
+/* Appends what there is in this state of the device; false when it cannot be read. */
+static bool save(struct ob_client *client, uint32_t *len)
+{
+    int64_t n;
+
+    do {
+        n = ob_client_mig_read(client, state + *len, PIECE);
+        if (n > 0)
+            *len += (uint32_t)n;
+    } while (n == PIECE && *len <= sizeof(state) - PIECE);
+    return n >= 0;
+}
+
+static bool load(struct ob_client *client, uint32_t len)
+{
+    int rc = 0;
+
+    for (uint32_t at = 0; rc == 0 && at < len; at += PIECE)
+        rc = ob_client_mig_write(client, state + at, len - at < PIECE ? len - at : PIECE);
+    return rc == 0;
+}
+
+static bool go_to(struct ob_client *client, enum ob_mig_state to)
+{
+    enum ob_mig_state now;
+
+    return ob_client_mig_state_set(client, to) == 0 && ob_client_mig_state_get(client, &now) == 0 &&
+           now == to;
+}
+
+static void log_dirty(struct ob_client *client)
+{
+    static uint64_t bitmap[MEMORY_SIZE / 4096 / 64];
+
+    if (ob_client_dirty_start(client, 4096, NULL, 0) < 0)
+        return;
+    ob_client_dirty_report(client, MEMORY_ADDRESS, MEMORY_SIZE, 4096, bitmap);
+    ob_client_dirty_report(client, MEMORY_ADDRESS + 4096, 4096, 65536, bitmap);
+    ob_client_dirty_stop(client);
+}
+
+/* Moves the device to itself. */
+static void migrate(struct ob_client *client)
+{
+    uint64_t flags;
+    uint32_t len = 0;
+
+    if (!ob_client_caps(client)->migration || ob_client_migration_info(client, &flags) < 0)
+        return;
+    log_dirty(client);
+    if (go_to(client, OB_MIG_STATE_PRE_COPY) && save(client, &len) &&
+        go_to(client, OB_MIG_STATE_STOP_COPY) && save(client, &len) &&
+        go_to(client, OB_MIG_STATE_RESUMING))
+        load(client, len);
+    ob_client_mig_state_set(client, OB_MIG_STATE_RUNNING);
+}
+
 /* Whether the server has sent something that nobody has looked at. */
 static bool pending(const struct ob_client *client)
 {
@@ -144,6 +207,7 @@ static void use(struct ob_client *client, int fd)
         use_region(client, i);
     for (uint32_t i = 0; i < info.num_irqs; i++)
         use_irq(client, i);
+    migrate(client);
     ob_client_reset(client);
     ob_client_region_read(client, OB_PCI_REGION_CONFIG, 0x3c, &line, 1);
     ob_client_dma_unmap(client, MEMORY_ADDRESS, MEMORY_SIZE);
