@@ -66,6 +66,8 @@ static void print_device_help(const struct ob_served *device)
         "\nIt stays in the foreground, takes one client after the other, and prints a line to\n"
         "stdout when it is ready. SIGTERM or SIGINT ends it cleanly: data is flushed, the socket\n"
         "removed, and the exit status is 0. With a connected --fd it ends when the client leaves.\n"
+        "SIGUSR1 asks the client to unplug the device (QEMU has the guest do it), SIGUSR2 reports\n"
+        "an unrecoverable error of it; the server goes on after both.\n"
         "Exit status: 0 done, 1 failed, 2 wrong command line.\n");
 }
 
@@ -105,39 +107,59 @@ static void log_line(void *opaque, enum ob_log_level level, const char *line)
         fprintf(stderr, "outboard %s: %s\n", running->who, line);
 }
 
-struct stopper {
+struct signals {
     struct ob_server *server;
     int fd;
 };
 
+/* A client that has armed neither learns nothing; QEMU arms both. */
+static void tell_client(struct ob_server *server, uint32_t index)
+{
+    bool told = ob_server_irq_trigger(server, index, 0) == 0;
+
+    if (index == OB_PCI_IRQ_REQ)
+        log_line(NULL, OB_LOG_INFO,
+                 told ? "SIGUSR1: asked the client to unplug the device"
+                      : "SIGUSR1: there is no client that takes requests to unplug the device");
+    else
+        log_line(NULL, OB_LOG_INFO,
+                 told ? "SIGUSR2: reported an unrecoverable error to the client"
+                      : "SIGUSR2: there is no client that takes reports of errors");
+}
+
 static void signal_came(void *opaque, uint32_t events)
 {
-    struct stopper *stopper = opaque;
+    struct signals *signals = opaque;
     struct signalfd_siginfo info;
 
     (void)events;
-    if (read(stopper->fd, &info, sizeof(info)) != sizeof(info))
+    if (read(signals->fd, &info, sizeof(info)) != sizeof(info))
         return;
+    if (info.ssi_signo == SIGUSR1 || info.ssi_signo == SIGUSR2) {
+        tell_client(signals->server, info.ssi_signo == SIGUSR1 ? OB_PCI_IRQ_REQ : OB_PCI_IRQ_ERR);
+        return;
+    }
     log_line(NULL, OB_LOG_INFO,
              info.ssi_signo == SIGTERM ? "SIGTERM: stopping" : "SIGINT: stopping");
-    ob_server_stop(stopper->server);
+    ob_server_stop(signals->server);
 }
 
 /*
- * SIGTERM and SIGINT come through the returned fd, from now on and in every thread: nothing is
+ * Signals come through the returned fd, from now on and in every thread: nothing is
  * interrupted half-way. A shell starts background jobs with SIGINT ignored; they shall stop too.
  */
 static int catch_signals(void)
 {
+    static const int caught[] = { SIGTERM, SIGINT, SIGUSR1, SIGUSR2 };
     sigset_t set;
 
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an error of one request */
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGINT, SIG_DFL);
     sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
+    for (size_t i = 0; i < sizeof(caught) / sizeof(caught[0]); i++) {
+        signal(caught[i], SIG_DFL);
+        sigaddset(&set, caught[i]);
+    }
     sigprocmask(SIG_BLOCK, &set, NULL);
     int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     return fd < 0 ? -errno : fd;
@@ -157,8 +179,8 @@ static void say_ready(const struct serve_request *req, const char *banner)
 static int run_server(const struct serve_request *req, struct ob_server *server, int signal_fd,
                       const char *banner)
 {
-    struct stopper stopper = { server, signal_fd };
-    int rc = ob_server_watch(server, signal_fd, EPOLLIN, signal_came, &stopper);
+    struct signals signals = { server, signal_fd };
+    int rc = ob_server_watch(server, signal_fd, EPOLLIN, signal_came, &signals);
 
     if (rc < 0)
         return fail(req->who, "cannot watch for signals: %s", strerror(-rc));

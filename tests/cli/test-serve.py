@@ -9,16 +9,18 @@ import pathlib
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import OUTBOARD, case, main, skip
-from peer import Peer, Refused
+from peer import SET_IRQS, Peer, Refused
 
 DEADLINE_S = 20
 NULL_REGISTERS = 0  # BAR 0 of the null device keeps what is written
 CONFIG = 7
+ERR, REQ = 3, 4
 
 
 class Server:
@@ -138,6 +140,29 @@ def _(tmp):
                 assert (status, out) == (0, ""), (status, out, err)
                 assert f"outboard serve null: {number.name}: stopping\n" in err, err
                 assert not path.exists()
+
+
+@case("sigusr1-asks-to-be-unplugged-and-sigusr2-reports-an-error")
+def _(tmp):
+    operands = {"nvme": ["mem:1M"]}
+    for name in ("nvme", "gpio", "edu", "null"):
+        path = tmp / name
+        with Server(name, path, *operands.get(name, [])) as server:
+            for number, index, told, nobody in (
+                    (signal.SIGUSR1, REQ, "SIGUSR1: asked the client to unplug", "SIGUSR1: there is no client"),
+                    (signal.SIGUSR2, ERR, "SIGUSR2: reported an unrecoverable error", "SIGUSR2: there is no client")):
+                server.process.send_signal(number)
+                server.wait_for_line(nobody)
+                with Peer(path) as peer:
+                    server.process.send_signal(number)  # it does not listen for that
+                    server.wait_for_line(nobody)
+                    event = os.eventfd(0, os.EFD_NONBLOCK)
+                    peer.ask(SET_IRQS, struct.pack("<5I", 20, 0x24, index, 0, 1), [event])
+                    server.process.send_signal(number)
+                    server.wait_for_line(told)
+                    assert os.eventfd_read(event) == 1
+                    os.close(event)
+            assert server.end(signal.SIGTERM)[0] == 0
 
 
 @case("sigint-ends-a-background-job-of-a-shell")

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Devices and memory that come and go under a running guest."""
 import pathlib
+import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
@@ -50,6 +51,18 @@ def _(tmp):
         wait_in_guest(vm, "! pidof dd >/dev/null")
         plug(vm, server, {})
         fio_verify(vm, jobs=2, size_mib=2)
+
+
+@case("server-asks-to-be-unplugged-and-the-guest-does-it", TIMEOUT_S)
+def _(tmp):
+    with serve(tmp, "nvme", disk(tmp)) as server, boot(tmp, machine="pc") as vm:
+        for _ in range(2):
+            plug(vm, server, {})
+            fio_verify(vm, jobs=2, size_mib=2)
+            vm.events.clear()
+            server.process.send_signal(signal.SIGUSR1)
+            vm.wait_event("DEVICE_DELETED", 60)
+            wait_in_guest(vm, "[ ! -e /dev/nvme0 ]")
 
 
 @case("memory-plugged-later-is-reached-by-dma", TIMEOUT_S)

@@ -4,7 +4,7 @@ import json
 import socket
 import struct
 
-VERSION, REGION_READ, REGION_WRITE = 1, 9, 10
+VERSION, SET_IRQS, REGION_READ, REGION_WRITE = 1, 8, 9, 10
 HEADER = struct.Struct("<HHIII")
 FLAG_REPLY, FLAG_ERROR = 0x1, 0x20
 
@@ -54,10 +54,14 @@ class Peer:
             data += piece
         return data
 
-    def ask(self, command, payload):
+    def ask(self, command, payload, fds=()):
         """Sends a command, and returns the payload of its reply."""
         self.next_id += 1
-        self.socket.sendall(HEADER.pack(self.next_id, command, HEADER.size + len(payload), 0, 0) + payload)
+        message = HEADER.pack(self.next_id, command, HEADER.size + len(payload), 0, 0) + payload
+        if fds:
+            socket.send_fds(self.socket, [message], fds)
+        else:
+            self.socket.sendall(message)
         msg_id, cmd, size, flags, errno = HEADER.unpack(self._receive(HEADER.size))
         reply = self._receive(size - HEADER.size)
         assert (msg_id, cmd, flags & 0xF) == (self.next_id, command, FLAG_REPLY), (msg_id, cmd, flags)

@@ -3,6 +3,7 @@
 """The vfio-user-pci device's interrupts. A message-signalled one is pointed at RAM, where it shows."""
 import os
 import pathlib
+import signal
 import struct
 import sys
 
@@ -215,6 +216,19 @@ def _(tmp):
         wait_for(lambda: vm.port_read(0xAE04, 4) & 1 << 4, "the guest's eject request")
         vm.port_write(0xAE08, 4, 1 << 4)
         vm.wait_event("DEVICE_DELETED", device="dev")
+
+
+@case("served-device-asks-to-be-unplugged-or-reports-an-error")
+def _(tmp):
+    with Serve("edu", tmp / "s") as server, Qemu(tmp, *device(tmp / "s")) as vm:
+        server.process.send_signal(signal.SIGUSR2)
+        vm.wait_said("the server reports an unrecoverable error of the device")
+        assert vm.pci(4).config_read(0, 4) == 0x11E81234  # it is there all the same
+        server.process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: vm.port_read(0xAE04, 4) & 1 << 4, "the guest's eject request")
+        vm.port_write(0xAE08, 4, 1 << 4)
+        vm.wait_event("DEVICE_DELETED", device="dev")
+        vm.qmp("device_add", driver="vfio-user-pci", socket=str(tmp / "s"), id="dev", addr="4")  # it is free again
 
 
 @case("flood-of-interrupts-leaves-the-monitor-responsive")
