@@ -53,15 +53,23 @@ struct blk {
     bool read_only;
     bool can_punch;      /* DISCARD frees space and leaves zeroes; else it does nothing */
     int event_fd;        /* -1: poll() never leaves anything unfinished */
+    int fd;              /* of the file or device: the backend's; -1: none */
+    int claim_fd;        /* of a block device that is locked for writing: nobody else has it */
     char about[32];      /* for people: "io_uring" */
     char identity[4096]; /* the same for the same image; empty: there never is the same again */
 };
 
 enum blk_aio { BLK_AIO_AUTO, BLK_AIO_URING, BLK_AIO_THREADS };
 
-/* Opens and locks image. 0; or a negative errno and a sentence in errbuf. */
+/* Opens image, without a lock. 0; or a negative errno and a sentence in errbuf. */
 int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **out, char *errbuf,
              size_t errbuf_size);
+/* Nothing may be in flight. */
+void blk_close(struct blk *blk);
+/* Without the lock nothing may be read or written. To lock again what is locked succeeds. 0; or a
+ * negative errno and a sentence in errbuf: -EBUSY, somebody else has it. */
+int blk_lock(struct blk *blk, char *errbuf, size_t errbuf_size);
+void blk_unlock(struct blk *blk);
 
 /* A number with one of the suffixes K, M, G, T (powers of 1024). 0 or -EINVAL. */
 int blk_parse_size(const char *text, uint64_t *out);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * IMAGE on the command line becomes a struct blk: opened, locked, measured.
+ * IMAGE on the command line becomes a struct blk: opened, measured, locked.
  *
  * The lock is one of the open file description. A server that writes has the whole file for itself.
  * Readers share it: with each other, and with a QEMU that only reads, so they take part in QEMU's
  * own scheme, in which byte 100 + N of the file is locked by who has permission N, and 200 + N by
  * who lets nobody else have it. A block device is also opened with O_EXCL, which refuses one that
- * is mounted.
+ * is mounted; by a descriptor of its own, which can be let go while the device stays open.
  */
 #include "blk.h"
 
@@ -63,7 +63,9 @@ static int open_volatile(const char *image, bool read_only, struct blk **out, ch
                          size_t size)
 {
     bool discard = strncmp(image, "null:", 5) == 0;
-    struct blk base = { .read_only = read_only, .grain = 4096, .can_punch = true };
+    struct blk base = {
+        .read_only = read_only, .grain = 4096, .can_punch = true, .fd = -1, .claim_fd = -1
+    };
     const char *length = strchr(image, ':') + 1;
     int fd, rc;
 
@@ -88,14 +90,10 @@ static int open_file(const char *image, bool read_only, struct stat *st, char *e
     int flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
     int fd, rc;
 
-    /* O_EXCL means "not in use" for a block device and nothing here for a file. */
-    if (stat(image, st) == 0 && S_ISBLK(st->st_mode) && !read_only)
-        flags |= O_EXCL;
     fd = open(image, flags);
     if (fd < 0) {
         rc = -errno;
-        const char *hint = rc == -ENOENT  ? " (make one with: truncate -s 1G FILE)"
-                           : rc == -EBUSY ? " (is it mounted?)"
+        const char *hint = rc == -ENOENT ? " (make one with: truncate -s 1G FILE)"
                            : rc == -EACCES || rc == -EROFS
                                ? (read_only ? "" : " (or serve it with --read-only)")
                                : "";
@@ -143,17 +141,57 @@ static int lock_shared(int fd)
     return rc == 0 ? check_free(fd, ALONE + PERM_READ) : rc;
 }
 
-static int lock_file(int fd, const char *image, bool read_only, char *errbuf, size_t size)
+/* O_EXCL means "not in use" for a block device. */
+static int claim_device(struct blk *blk)
 {
-    int rc = read_only ? lock_shared(fd) : lock_range(fd, F_WRLCK, 0, 0);
+    char path[32];
+    struct stat st;
 
+    if (blk->read_only || blk->claim_fd >= 0 || fstat(blk->fd, &st) < 0 || !S_ISBLK(st.st_mode))
+        return 0;
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", blk->fd);
+    blk->claim_fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);
+    return blk->claim_fd >= 0 ? 0 : -errno;
+}
+
+int blk_lock(struct blk *blk, char *errbuf, size_t errbuf_size)
+{
+    bool claiming = false;
+    int rc;
+
+    if (blk->fd < 0)
+        return 0;
+    rc = blk->read_only ? lock_shared(blk->fd) : lock_range(blk->fd, F_WRLCK, 0, 0);
+    if (rc == 0) {
+        claiming = true;
+        rc = claim_device(blk);
+    }
     if (rc == 0)
         return 0;
-    if (rc == -EAGAIN || rc == -EACCES)
-        return fail(errbuf, size, -EBUSY,
+    blk_unlock(blk); /* what there is of it */
+    if (!claiming && (rc == -EAGAIN || rc == -EACCES))
+        return fail(errbuf, errbuf_size, -EBUSY,
                     "%s is in use by another process (end that server or virtual machine first%s)",
-                    image, read_only ? "" : "; several can share it only with --read-only");
-    return fail(errbuf, size, rc, "cannot lock %s: %s", image, strerror(-rc));
+                    blk->identity,
+                    blk->read_only ? "" : "; several can share it only with --read-only");
+    return fail(errbuf, errbuf_size, rc, "cannot lock %s: %s%s", blk->identity, strerror(-rc),
+                rc == -EBUSY ? " (is it mounted?)" : "");
+}
+
+void blk_unlock(struct blk *blk)
+{
+    if (blk->fd < 0)
+        return;
+    if (blk->claim_fd >= 0)
+        close(blk->claim_fd);
+    blk->claim_fd = -1;
+    lock_range(blk->fd, F_UNLCK, 0, 0);
+}
+
+void blk_close(struct blk *blk)
+{
+    blk_unlock(blk);
+    blk->ops->free(blk);
 }
 
 /* Whether holes can be punched, found out where there is nothing to lose: past the end. */
@@ -204,7 +242,7 @@ static int attach_aio(struct blk *base, int fd, enum blk_aio aio, struct blk **o
 int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **out, char *errbuf,
              size_t errbuf_size)
 {
-    struct blk base = { .read_only = read_only };
+    struct blk base = { .read_only = read_only, .claim_fd = -1 };
     struct stat st;
     int fd, rc;
 
@@ -214,9 +252,8 @@ int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **o
     fd = open_file(image, read_only, &st, errbuf, errbuf_size);
     if (fd < 0)
         return fd;
-    rc = lock_file(fd, image, read_only, errbuf, errbuf_size);
-    if (rc == 0)
-        rc = measure(fd, image, &st, &base, errbuf, errbuf_size);
+    base.fd = fd;
+    rc = measure(fd, image, &st, &base, errbuf, errbuf_size);
     if (rc == 0)
         rc = attach_aio(&base, fd, aio, out, errbuf, errbuf_size);
     if (rc < 0)

@@ -58,6 +58,10 @@ static void enable(struct nvme_ctrl *c)
         nvme_fatal(c, "AQA, ASQ or ACQ is not valid");
         return;
     }
+    if (nvme_claim_image(c) < 0) {
+        nvme_fatal(c, "the image is not this server's");
+        return;
+    }
     nvme_cq_start(c, 0, c->acq, cq_entries, true, 0);
     if (nvme_sq_start(c, 0, 0, c->asq, sq_entries) < 0) {
         nvme_cq_stop(c, &c->cq[0]);

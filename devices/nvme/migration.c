@@ -3,6 +3,9 @@
  * Migration. To stop, the commands that are under way are brought to an end, and completions are
  * posted as far as there is room; so what is left of a command is a completion, or an Asynchronous
  * Event Request. The blocks are not part of the state: both servers have the same image, or a copy.
+ * So the image is flushed and its lock given up before the state can be read whole, and the server
+ * that the disk has moved to takes the lock when it lets the disk run. Whoever cannot have the lock
+ * does not run.
  *
  * The state is a head, then the live completion queues, the live submission queues, and the
  * completions that are not posted, oldest first. On its way in all of it is checked before any of
@@ -64,10 +67,8 @@ struct incoming {
 
 /* ---- Stopping ----------------------------------------------------------------------------- */
 
-static int stop(struct nvme_ctrl *c)
+static int stop(struct nvme_ctrl *c, int64_t deadline)
 {
-    int64_t deadline = nvme_now_ns() + STOP_TIMEOUT_NS;
-
     do {
         int rc = nvme_drain(c, deadline);
 
@@ -83,13 +84,32 @@ static int stop(struct nvme_ctrl *c)
     return 0;
 }
 
-/* A state that came from elsewhere goes on like that of a client that has reconnected. */
-static void start(struct nvme_ctrl *c)
+/* A state that came from elsewhere goes on like that of a client that has reconnected. Without a
+ * client nothing is read or written; the next one is what the image is taken back for. */
+static int start(struct nvme_ctrl *c)
 {
+    int rc = ob_server_attached(c->server) ? nvme_claim_image(c) : 0;
+
+    if (rc < 0)
+        return rc;
     c->stopped = false;
     if (c->loaded)
         nvme_take_over(c);
     c->loaded = false;
+    return 0;
+}
+
+/* Another server may have it now, also on another machine. */
+static int hand_over_image(struct nvme_ctrl *c, int64_t deadline)
+{
+    int rc = nvme_drain(c, deadline);
+
+    if (rc == 0)
+        rc = nvme_flush(c, deadline);
+    if (rc < 0)
+        return rc;
+    blk_unlock(c->blk);
+    return 0;
 }
 
 /* ---- Saving ------------------------------------------------------------------------------- */
@@ -432,22 +452,27 @@ static int transition(void *opaque, enum ob_mig_state from, enum ob_mig_state to
 {
     bool runs = from == OB_MIG_STATE_RUNNING || from == OB_MIG_STATE_PRE_COPY;
     bool stops = to == OB_MIG_STATE_STOP || to == OB_MIG_STATE_STOP_COPY;
+    int64_t deadline = nvme_now_ns() + STOP_TIMEOUT_NS;
     struct nvme_ctrl *c = opaque;
     int rc = 0;
 
     if (runs && stops)
-        rc = stop(c);
+        rc = stop(c, deadline);
     if (rc == 0 && to == OB_MIG_STATE_STOP_COPY) {
         rc = save(c);
+        if (rc == 0)
+            rc = hand_over_image(c, deadline);
         if (rc < 0 && runs)
-            start(c);
+            start(c); /* the lock is still ours */
     } else if (from == OB_MIG_STATE_RESUMING && c->state.len) {
         rc = load(c);
     }
     if (rc < 0)
         return rc;
     if (from == OB_MIG_STATE_STOP && to == OB_MIG_STATE_RUNNING)
-        start(c);
+        rc = start(c);
+    if (rc < 0)
+        return rc;
     if (to != OB_MIG_STATE_STOP_COPY)
         ob_state_clear(&c->state);
     return 0;

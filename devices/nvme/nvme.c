@@ -3,6 +3,7 @@
 #include "nvme.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,7 +139,10 @@ static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob
         free(c);
         return rc == 2 ? 2 : 1;
     }
-    rc = check_size(c, errbuf, errbuf_size);
+    if (c->cfg.incoming || blk_lock(c->blk, errbuf, errbuf_size) == 0)
+        rc = check_size(c, errbuf, errbuf_size);
+    else
+        rc = 1;
     if (rc == 0) {
         c->stats.start_ns = nvme_now_ns();
         nvme_identity_init(c);
@@ -148,7 +152,7 @@ static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob
             rc = ob_create_failed(rc, errbuf, errbuf_size);
     }
     if (rc != 0) {
-        c->blk->ops->free(c->blk);
+        blk_close(c->blk);
         free(c);
         return rc;
     }
@@ -158,6 +162,8 @@ static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob
     return 0;
 }
 
+/* ---- The image ----------------------------------------------------------------------------- */
+
 static void flushed(struct blk_req *req, int rc)
 {
     struct nvme_ctrl *c = (void *)((char *)req - offsetof(struct nvme_ctrl, shutdown_flush));
@@ -166,27 +172,46 @@ static void flushed(struct blk_req *req, int rc)
     c->inflight--;
 }
 
+int nvme_flush(struct nvme_ctrl *c, int64_t deadline_ns)
+{
+    int rc;
+
+    if (c->cfg.read_only)
+        return 0;
+    c->shutdown_flush = (struct blk_req){ .op = BLK_FLUSH, .done = flushed };
+    c->inflight++;
+    c->blk->ops->submit(c->blk, &c->shutdown_flush);
+    rc = nvme_drain(c, deadline_ns);
+    return rc < 0 ? rc : c->shutdown_flush.rc;
+}
+
+int nvme_claim_image(struct nvme_ctrl *c)
+{
+    char why[PATH_MAX + 256];
+    int rc = blk_lock(c->blk, why, sizeof(why));
+
+    if (rc < 0)
+        c->log(c, OB_LOG_ERROR, why);
+    return rc;
+}
+
 /* What is in flight ends as it will; then everything goes to stable storage. */
 static int destroy(void *opaque)
 {
     struct nvme_ctrl *c = opaque;
-    int rc = 0;
+    int rc;
 
     nvme_migration_end(c);
     nvme_hard_reset(c);
     nvme_drain(c, INT64_MAX);
     nvme_settle(c);
-    if (!c->cfg.read_only) {
-        c->shutdown_flush = (struct blk_req){ .op = BLK_FLUSH, .done = flushed };
-        c->inflight++;
-        c->blk->ops->submit(c->blk, &c->shutdown_flush);
-        nvme_drain(c, INT64_MAX);
-        rc = c->shutdown_flush.rc == 0 && c->lost ? -EIO : c->shutdown_flush.rc;
-    }
+    rc = nvme_flush(c, INT64_MAX);
+    if (rc == 0 && c->lost)
+        rc = -EIO;
     nvme_schedule_fini(c);
     ob_server_free(c->server);
     nvme_doorbells_fini(c);
-    c->blk->ops->free(c->blk);
+    blk_close(c->blk);
     free(c);
     return rc;
 }

@@ -136,7 +136,8 @@ enum nvme_interrupts { NVME_INTX, NVME_MSI, NVME_MSIX };
 struct nvme_config {
     const char *image;
     bool read_only;
-    bool trapped; /* doorbells are messages, not memory */
+    bool incoming; /* the image is locked when the disk runs, not from the start */
+    bool trapped;  /* doorbells are messages, not memory */
     unsigned lba_shift;
     unsigned queues; /* I/O queue pairs */
     enum blk_aio aio;
@@ -236,6 +237,13 @@ int nvme_hard_reset(struct nvme_ctrl *c);
 bool nvme_running(const struct nvme_ctrl *c);
 /* Runs the backend until nothing is in flight, or the deadline has passed. */
 int nvme_drain(struct nvme_ctrl *c, int64_t deadline_ns);
+
+/* ---- nvme.c ------------------------------------------------------------------------------- */
+
+/* Everything written is on stable storage. Nothing may be in flight. 0 or a negative errno. */
+int nvme_flush(struct nvme_ctrl *c, int64_t deadline_ns);
+/* Takes the lock of the image, if it is not ours already; logs why that fails. */
+int nvme_claim_image(struct nvme_ctrl *c);
 
 /* ---- schedule.c ---------------------------------------------------------------------------- */
 

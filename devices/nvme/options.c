@@ -13,15 +13,23 @@
 #define QUEUES_DEFAULT 16u
 
 const struct option nvme_long_options[] = {
-    { "read-only", no_argument, NULL, 'r' },    { "lba", required_argument, NULL, 'l' },
-    { "queues", required_argument, NULL, 'q' }, { "doorbells", required_argument, NULL, 'd' },
-    { "aio", required_argument, NULL, 'a' },    { "interrupts", required_argument, NULL, 'i' },
-    { "serial", required_argument, NULL, 's' }, { "model", required_argument, NULL, 'm' },
-    { "pci-id", required_argument, NULL, 'p' }, { 0 },
+    { "read-only", no_argument, NULL, 'r' },
+    { "lba", required_argument, NULL, 'l' },
+    { "queues", required_argument, NULL, 'q' },
+    { "doorbells", required_argument, NULL, 'd' },
+    { "aio", required_argument, NULL, 'a' },
+    { "interrupts", required_argument, NULL, 'i' },
+    { "serial", required_argument, NULL, 's' },
+    { "model", required_argument, NULL, 'm' },
+    { "pci-id", required_argument, NULL, 'p' },
+    { "incoming", no_argument, NULL, 'n' },
+    { 0 },
 };
 
 const char nvme_options_help[] =
     "  --read-only             refuse all writes; several such servers may share an image\n"
+    "  --incoming              for the server that a disk moves to: the image is not locked yet,\n"
+    "                          but when the disk runs\n"
     "  --lba 512|4096          bytes of a logical block (default 512)\n"
     "  --queues N              I/O queue pairs, 1 to 64 (default 16)\n"
     "  --doorbells mapped      the guest rings by a store to memory, and we look (default)\n"
@@ -81,6 +89,9 @@ static int take_option(int opt, const char *arg, struct nvme_config *cfg, char *
     switch (opt) {
     case 'r':
         cfg->read_only = true;
+        return 0;
+    case 'n':
+        cfg->incoming = true;
         return 0;
     case 'l':
         if (strcmp(arg, "512") != 0 && strcmp(arg, "4096") != 0)

@@ -66,6 +66,9 @@ void nvme_client_changed(void *opaque, bool attached)
     c->stats.power_cycles++;
     c->bus_master_set = false;
     nvme_take_over(c);
+    /* It was handed over in a migration, and the client of that has left. */
+    if ((c->csts & NVME_CSTS_RDY) && !c->stopped && nvme_claim_image(c) < 0)
+        nvme_fatal(c, "the image is not this server's any more");
 }
 
 void nvme_take_over(struct nvme_ctrl *c)

@@ -357,6 +357,7 @@ TEST(lock, "an-image-in-use-is-refused")
     CHECK_INT(host_try(why, sizeof(why), image, NULL), 1);
     CHECK(strstr(why, "disk.img is in use by another process") != NULL);
     CHECK_INT(host_try(why, sizeof(why), "--read-only", image, NULL), 1);
+    CHECK_INT(host_try(why, sizeof(why), "--incoming", image, NULL), 0); /* does nothing yet */
     CHECK_INT(host_end(&h), 0);
     CHECK_INT(host_try(why, sizeof(why), image, NULL), 0);
     /* read-only servers share */

@@ -143,67 +143,124 @@ static void check_dirty(struct nvme_host *h, const uint8_t *shadow)
     CHECK(reported <= changed + 32); /* queues are reported whole */
 }
 
-static void moves_under_load(bool by_message, const char *aio)
+/* from and to: the images; the same when the disk is handed over. */
+static void move_under_load(struct nvme_host *disks, const char *from, const char *to)
 {
-    static struct nvme_host a, b;
-    const char *from = host_image("from.img", IMAGE_SIZE, 1);
-    char from_path[256], to_path[256];
+    struct nvme_host *a = &disks[0], *b = &disks[1];
+    bool handed_over = strcmp(from, to) == 0;
     uint8_t *shadow = malloc(HOST_RAM_SIZE);
     uint32_t at[3], len, page;
     uint16_t first[3];
+    char why[512];
 
-    snprintf(from_path, sizeof(from_path), "%s", from);
-    snprintf(to_path, sizeof(to_path), "%s", host_image("to.img", IMAGE_SIZE, 2));
-    a.by_message = b.by_message = by_message;
-    host_start(&a, from_path, aio);
-    host_add_queue(&a, 2, 64, 2);
-    unlink(a.path);
-    host_serve(&b, to_path, aio, NULL);
-    host_connect(&b);
+    host_start(a, from, "--aio=threads");
+    host_add_queue(a, 2, 64, 2);
+    unlink(a->path);
+    host_serve(b, to, "--aio=threads", handed_over ? "--incoming" : NULL, NULL);
+    host_connect(b);
 
     for (uint16_t q = 1; q <= 2; q++) {
-        at[q] = host_pages(&a, COMMANDS * PIECE / NVME_PAGE);
-        first[q] = put_commands(&a, q, at[q]);
+        at[q] = host_pages(a, COMMANDS * PIECE / NVME_PAGE);
+        first[q] = put_commands(a, q, at[q]);
     }
-    memcpy(shadow, a.ram, HOST_RAM_SIZE);
-    CHECK_INT(ob_client_dirty_start(a.client, NVME_PAGE, NULL, 0), 0);
-    host_ring(&a, 1);
-    host_ring(&a, 2);
-    len = save(&a);
-    check_dirty(&a, shadow);
-    copy_image(from_path, to_path);
-    host_leave(&a);
+    memcpy(shadow, a->ram, HOST_RAM_SIZE);
+    CHECK_INT(ob_client_dirty_start(a->client, NVME_PAGE, NULL, 0), 0);
+    host_ring(a, 1);
+    host_ring(a, 2);
+    len = save(a);
+    check_dirty(a, shadow);
+    if (!handed_over)
+        copy_image(from, to);
+    host_leave(a);
 
-    share(&a, &b);
-    host_leave(&b); /* the RAM behind the mapping is another one now */
-    host_connect(&b);
-    load(&b, len);
-    set_state(&b, OB_MIG_STATE_RUNNING);
-    host_arm(&b, OB_PCI_IRQ_MSIX, 3);
+    share(a, b);
+    host_leave(b); /* the RAM behind the mapping is another one now */
+    host_connect(b);
+    load(b, len);
+    set_state(b, OB_MIG_STATE_RUNNING);
+    if (handed_over)
+        CHECK_INT(host_try(why, sizeof(why), to, NULL), 1); /* locked again */
+    host_arm(b, OB_PCI_IRQ_MSIX, 3);
     for (uint16_t q = 1; q <= 2; q++) {
-        struct pollfd signal = { .fd = b.irq_fds[q], .events = POLLIN };
+        struct pollfd signal = { .fd = b->irq_fds[q], .events = POLLIN };
 
         CHECK_INT(poll(&signal, 1, 10000), 1);
-        expect_all(&b, q, first[q], COMMANDS);
+        expect_all(b, q, first[q], COMMANDS);
     }
     for (uint16_t q = 1; q <= 2; q++)
-        check_reads(&b, to_path, q, at[q]);
-    page = host_pages(&b, 1);
-    CHECK_INT(host_do(&b, 1, host_io(&b, NVME_IO_WRITE, 1, 1, page, BLOCK), NULL), 0);
-    CHECK_INT(host_identify(&b, 1, 0, page), 0);
-    CHECK_INT(host_end(&b), 0);
-    CHECK_INT(host_end(&a), 0);
+        check_reads(b, to, q, at[q]);
+    page = host_pages(b, 1);
+    CHECK_INT(host_do(b, 1, host_io(b, NVME_IO_WRITE, 1, 1, page, BLOCK), NULL), 0);
+    CHECK_INT(host_identify(b, 1, 0, page), 0);
+    CHECK_INT(host_end(b), 0);
+    CHECK_INT(host_end(a), 0);
     free(shadow);
+}
+
+static void moves_under_load(bool by_message, bool hand_over)
+{
+    static struct nvme_host disks[2];
+    char from[256], to[256];
+
+    snprintf(from, sizeof(from), "%s", host_image("from.img", IMAGE_SIZE, 1));
+    snprintf(to, sizeof(to), "%s", hand_over ? from : host_image("to.img", IMAGE_SIZE, 2));
+    disks[0].by_message = disks[1].by_message = by_message;
+    move_under_load(disks, from, to);
 }
 
 TEST_TIMEOUT(mapped, "a-disk-moves-under-load", 120)
 {
-    moves_under_load(false, "--aio=threads");
+    moves_under_load(false, false);
 }
 
 TEST_TIMEOUT(messages, "a-disk-moves-under-load-whose-client-is-reached-by-messages", 120)
 {
-    moves_under_load(true, "--aio=threads");
+    moves_under_load(true, false);
+}
+
+TEST_TIMEOUT(handed_over, "a-disk-moves-under-load-to-a-server-with-the-same-image", 120)
+{
+    moves_under_load(false, true);
+}
+
+/* ---- Who has the image --------------------------------------------------------------------- */
+
+TEST_TIMEOUT(image_lock, "one-image-has-one-server-that-runs", 60)
+{
+    static struct nvme_host a, b;
+    char image[256], path[sizeof(a.path)], why[512];
+    uint32_t len;
+
+    snprintf(image, sizeof(image), "%s", host_image("disk.img", IMAGE_SIZE, 1));
+    host_start(&a, image, "--aio=threads");
+    snprintf(path, sizeof(path), "%s/a.sock", test_tmpdir()); /* the other one's is where a's was */
+    CHECK_INT(rename(a.path, path), 0);
+    memcpy(a.path, path, sizeof(path));
+    host_serve(&b, "--incoming", "--aio=threads", image, NULL);
+    host_connect(&b);
+    /* A driver that enables the disk too early. */
+    host_write32(&b, NVME_REG_AQA, 0x001f001f);
+    host_write32(&b, NVME_REG_CC, NVME_CC_EN | 6 << 16 | 4 << 20);
+    CHECK(host_read32(&b, NVME_REG_CSTS) & NVME_CSTS_CFS);
+    CHECK_INT(ob_client_reset(b.client), 0);
+
+    len = save(&a);
+    CHECK_INT(host_try(why, sizeof(why), image, NULL), 0); /* free, and then taken by nobody */
+    load(&b, len);
+    set_state(&a, OB_MIG_STATE_RUNNING); /* the move is called off */
+    CHECK_INT(ob_peer_errno(ob_client_mig_state_set(b.client, OB_MIG_STATE_RUNNING)), EBUSY);
+    set_state(&a, OB_MIG_STATE_STOP_COPY);
+    set_state(&b, OB_MIG_STATE_RUNNING); /* the second attempt */
+    CHECK_INT(ob_peer_errno(ob_client_mig_state_set(a.client, OB_MIG_STATE_RUNNING)), EBUSY);
+
+    /* Left by its client, the first one runs without the image, and fails for the next one. */
+    host_leave(&a);
+    host_connect(&a);
+    CHECK(host_read32(&a, NVME_REG_CSTS) & NVME_CSTS_CFS);
+    CHECK_INT(host_end(&b), 0);
+    CHECK_INT(ob_client_reset(a.client), 0);
+    CHECK(!(host_read32(&a, NVME_REG_CSTS) & NVME_CSTS_CFS));
+    CHECK_INT(host_end(&a), 0);
 }
 
 /* ---- What waits ---------------------------------------------------------------------------- */
