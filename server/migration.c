@@ -236,6 +236,17 @@ static int logging_stop(struct feature *f)
     return ob_dirty_stop(&f->session->server->dirty);
 }
 
+/* R-14: a client with room for the bits, but not for whole words of them, gets whole bytes. Behind
+ * the range all bits are 0. */
+static uint64_t sent_bytes(const struct feature *f, const struct ob_wire_logging_report *report,
+                           uint64_t size)
+{
+    uint64_t bytes = (report->length - 1) / report->page_size / 8 + 1;
+    uint64_t head = sizeof(f->head) + sizeof(*report);
+
+    return f->head.argsz < head + size && f->head.argsz >= head + bytes ? bytes : size;
+}
+
 static int logging_report(struct feature *f)
 {
     struct ob_server *server = f->session->server;
@@ -255,7 +266,7 @@ static int logging_report(struct feature *f)
     bitmap = ob_scratch(server, size);
     if (!bitmap)
         return -ENOMEM;
-    rc = answer_get(f, &report, sizeof(report), bitmap, size);
+    rc = answer_get(f, &report, sizeof(report), bitmap, sent_bytes(f, &report, size));
     if (rc == 0)
         ob_dirty_take(server, report.iova, report.length, report.page_size, bitmap);
     return rc;

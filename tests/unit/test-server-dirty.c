@@ -76,7 +76,9 @@ static int report_argsz(struct fixture *f, uint64_t iova, uint64_t length, uint6
 
     if (rc < 0)
         return rc;
-    CHECK_INT(reply->len, sizeof(wire) + ob_bitmap_size(length, page_size));
+    CHECK_INT(reply->len, argsz < sizeof(wire) + ob_bitmap_size(length, page_size)
+                              ? argsz
+                              : sizeof(wire) + ob_bitmap_size(length, page_size));
     memcpy(bitmap, reply->payload + sizeof(wire), reply->len - sizeof(wire));
     ob_msg_free(reply);
     return 0;
@@ -210,10 +212,26 @@ TEST(refused, "what-is-wrong-or-out-of-turn-is-refused")
     CHECK_INT(report(&f, BASE, SIZE, 5000, bitmap), -EINVAL);
     CHECK_INT(report(&f, UINT64_MAX, 2, PAGE, bitmap), -EINVAL);
     CHECK_INT(report(&f, 0, (uint64_t)OB_DATA_XFER_MAX * 8 + 1, 1, bitmap), -EINVAL);
-    CHECK_INT(report_argsz(&f, BASE, SIZE, PAGE, bitmap, 32 + 127), -EINVAL);
+    CHECK_INT(report_argsz(&f, BASE, SIZE, PAGE, bitmap, 32 + 124), -EINVAL);
     CHECK_INT(report_argsz(&f, BASE, SIZE, PAGE, bitmap, 32 + 128), 0);
     CHECK_INT(bitmap[0], 1); /* refusals have cleared nothing */
     CHECK_INT(report(&f, 0, (uint64_t)OB_DATA_XFER_MAX * 8, 1, bitmap), 0);
+    end(&f);
+}
+
+TEST(bytes, "a-bitmap-of-whole-bytes-is-enough-for-the-crate-r-14")
+{
+    uint8_t bitmap[16];
+    struct fixture f;
+
+    start(&f);
+    CHECK_INT(logging_start(&f, PAGE, NULL), 0);
+    CHECK_INT(ob_dma_write(f.server, BASE + 68 * PAGE, "a", 1), 0);
+    CHECK_INT(report_argsz(&f, BASE, 70 * PAGE, PAGE, bitmap, 32 + 8), -EINVAL);
+    CHECK_INT(report_argsz(&f, BASE, 70 * PAGE, PAGE, bitmap, 32 + 9), 0); /* 70 bits */
+    CHECK_INT(bitmap[8], 1 << 4);
+    CHECK_INT(report_argsz(&f, BASE, 70 * PAGE, PAGE, bitmap, 32 + 16), 0);
+    CHECK_INT(bitmap[8], 0);
     end(&f);
 }
 
