@@ -21,6 +21,7 @@ DEADLINE_S = 20
 NULL_REGISTERS = 0  # BAR 0 of the null device keeps what is written
 CONFIG = 7
 ERR, REQ = 3, 4
+FEATURE, MIG_DATA_READ, MIG_DATA_WRITE = 16, 17, 18
 
 
 class Server:
@@ -290,6 +291,42 @@ def _(tmp):
         with Peer(path) as peer:
             assert peer.read(NULL_REGISTERS, 4092, 4) == b"kept"
             server.wait_for_line("client attached")
+
+
+def set_state(peer, state):
+    peer.ask(FEATURE, struct.pack("<IIII", 16, 1 << 17 | 2, state, 0))
+
+
+@case("disk-moves-between-two-processes-with-one-image")
+def _(tmp):
+    running, stop_copy, resuming = 2, 3, 4
+    image = tmp / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    with Server("nvme", tmp / "a", image) as a, Server("nvme", tmp / "b", "--incoming", image) as b:
+        with Peer(tmp / "a") as source, Peer(tmp / "b") as target:
+            set_state(source, stop_copy)
+            state = b""
+            while True:
+                reply = source.ask(MIG_DATA_READ, struct.pack("<II", 4104, 4096))
+                state += reply[8:]
+                if len(reply) < 4104:
+                    break
+            set_state(target, resuming)
+            for at in range(0, len(state), 4096):
+                piece = state[at:at + 4096]
+                target.ask(MIG_DATA_WRITE, struct.pack("<II", 8 + len(piece), len(piece)) + piece)
+            set_state(source, running)  # called off
+            try:
+                set_state(target, running)
+                raise AssertionError("both run")
+            except Refused as why:
+                assert why.errno == errno.EBUSY, why
+            b.wait_for_line(f"{image} is in use by another process")
+            set_state(source, stop_copy)
+            set_state(target, running)
+        refused(1, "is in use by another process", "nvme", tmp / "c", image)
+        assert b.end(signal.SIGTERM)[0] == 0
+        assert a.end(signal.SIGTERM)[0] == 0
 
 
 @case("unread-stderr-does-not-stop-the-device")
