@@ -15,8 +15,8 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main
-from fakedevice import (CONFIG, DMA_UNMAP, GET_REGION_INFO, INTX, MSIX, REGION_READ, REGION_WRITE, RESET, SET_IRQS,
-                        FakeDevice, Gone, Refuse, config_space, msix_cap)
+from fakedevice import (CONFIG, DMA_UNMAP, GET_INFO, GET_REGION_INFO, INTX, MSIX, REGION_READ, REGION_WRITE, RESET,
+                        SET_IRQS, FakeDevice, Gone, Refuse, config_space, msix_cap)
 from qtest import MASTER, MEMORY, Qemu, QmpError, Serve, device, wait_for
 
 
@@ -275,6 +275,47 @@ def _(tmp):
         vm.qmp("system_reset")
         wait_for(lambda: fake.count(RESET) == before + 1)
         wait_for(lambda: vm.pci(4).config_read(4, 2) == 0, "the cleared command register")
+
+
+MIGRATES = {"capabilities": {"max_msg_fds": 1, "max_data_xfer_size": 1048576, "migration": {"pgsize": 4096}}}
+FEATURE = 16
+
+
+@case("reset-asks-nothing-of-a-server-that-would-lose-the-stream")
+def _(tmp):
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake:
+        fake.version = MIGRATES  # as the vfio-user crate's, which knows no DEVICE_FEATURE
+        with Qemu(tmp, *device(tmp / "s")) as vm:
+            before = fake.count(RESET)
+            vm.qmp("system_reset")
+            wait_for(lambda: fake.count(RESET) > before)
+            pci = vm.pci(4)
+            pci.assign(0)
+            pci.bar_write(0, 0, 4, 0x77)
+            assert pci.bar_read(0, 0, 4) == 0x77 and not fake.count(FEATURE)
+
+
+@case("device-that-was-left-stopped-in-a-migration-is-used")
+def _(tmp):
+    state = [3]  # L-13: STOP_COPY, in which libvfio-user refuses even GET_INFO
+
+    def info(fake, payload):
+        if state[0] != 2:
+            raise Refuse(errno.EINVAL)
+        return fake.cmd_4(payload, [])
+
+    def feature(_fake, payload):
+        argsz, flags = struct.unpack_from("<II", payload)
+        if flags == 1 << 17 | 2:
+            state[0], = struct.unpack_from("<I", payload, 8)
+            return payload
+        return struct.pack("<IIII", argsz, flags, state[0], 0)
+
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake:
+        fake.version = {"capabilities": {**MIGRATES["capabilities"], "max_msg_fds": 8}}
+        fake.on[GET_INFO], fake.on[FEATURE] = info, feature
+        with Qemu(tmp, *device(tmp / "s")) as vm:
+            assert state == [2] and vm.pci(4).config_read(0, 2) == 0x4F42
 
 
 @case("migration-and-snapshots-are-refused-with-the-reason")
