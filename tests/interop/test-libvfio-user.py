@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """With libvfio-user's sample programs, taken from a build of it that OUTBOARD_LIBVFIO_USER names."""
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -13,9 +15,10 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import OUTBOARD, case, main, skip  # noqa: E402
 from guest import boot, pci_address, serve  # noqa: E402
-from peer import Peer  # noqa: E402
+from peer import Peer, Refused  # noqa: E402
 from vm import stop  # noqa: E402
 
+GET_INFO, FEATURE, STOP_COPY = 4, 16, 3
 BUILD_OF_PEER = os.environ.get("OUTBOARD_LIBVFIO_USER")
 
 
@@ -28,6 +31,12 @@ def sample(name):
     return program
 
 
+def listens(path):
+    """It is there some time before somebody listens on it."""
+    lines = [line.split() for line in pathlib.Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return any(words[7:] == [str(path)] and int(words[3], 16) & 0x10000 for words in lines)
+
+
 @contextlib.contextmanager
 def sample_server(tmp, name, *args):
     """Its path, and its log's."""
@@ -36,7 +45,7 @@ def sample_server(tmp, name, *args):
         process = subprocess.Popen([sample(name), *args, path], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         deadline = time.monotonic() + 10
-        while not path.exists():
+        while not listens(path):
             if process.poll() is not None:
                 skip(f"the sample {name} does not start: {log.read_text().strip().splitlines()[-1:]}")
             assert time.monotonic() < deadline
@@ -58,6 +67,22 @@ def _(tmp):
             found = info(path)
             assert (found["vendor_id"], found["device_id"]) == (0x494F, 0x0DC8), found
             assert [(r["name"], r["size"]) for r in found["regions"]] == [("BAR2", 256), ("config", 256)], found
+
+
+@case("device-that-was-left-stopped-in-it-is-used-again")
+def _(tmp):
+    with sample_server(tmp, "gpio-pci-idio-16") as (path, _):
+        with Peer(path) as peer:
+            peer.ask(FEATURE, struct.pack("<IIII", 16, 1 << 17 | 2, STOP_COPY, 0))
+        with Peer(path) as peer:  # L-13: its state stays, and it refuses nearly everything
+            try:
+                peer.ask(GET_INFO, struct.pack("<IIII", 16, 0, 0, 0))
+                raise AssertionError("the quirk L-13 is gone")
+            except Refused as why:
+                assert why.errno == errno.EINVAL, why
+        assert info(path)["device_id"] == 0x0DC8
+        with Peer(path) as peer:  # it runs
+            assert len(peer.ask(GET_INFO, struct.pack("<IIII", 16, 0, 0, 0))) == 16
 
 
 @case("library-describes-its-mappable-bar")
