@@ -110,6 +110,8 @@ void play_release(struct test *t, struct answer *a);
 struct answer *play_until(struct test *t, uint16_t cmd);
 /* The same for a DEVICE_GET_REGION_INFO of BAR 0 with room for len bytes. */
 struct answer *play_until_region(struct test *t, uint32_t len);
+/* Serves one command, which stays in t->in; false: the client left or fell silent. */
+bool play_next(struct test *t);
 /* Serves until the client leaves or falls silent, or the case's time is over. */
 void play_out(struct test *t);
 /* The client's stream must be in step. */

@@ -38,22 +38,28 @@ static int transfer(struct test *t, uint16_t cmd, uint64_t address, const void *
     return 0;
 }
 
-/* Serves until the client has offered such memory. A guest that does not allow the device to be bus
- * master makes its client refuse all of it. */
+/* Serves until the client has offered such memory, and lets the device reach it: the client of a
+ * guest refuses all of it until the guest makes the device bus master. */
 static struct mapping mapped(struct test *t, uint32_t flags, uint64_t size)
 {
     struct play *p = play_of(t);
-    const struct mapping *found;
-    struct mapping m;
+    bool refused = false;
 
-    while (!(found = device_mapping(p, flags, size)))
-        play_send(t, play_until(t, OB_CMD_DMA_MAP));
-    m = *found;
-    if (!p->probes)
-        test_not_offered(t, "the client takes no commands");
-    if (transfer(t, OB_CMD_DMA_READ, m.address, NULL, 1) != 0)
-        test_not_offered(t, "the memory is refused; may the device be bus master?");
-    return m;
+    do {
+        const struct mapping *found = device_mapping(p, flags, size);
+        struct mapping m;
+
+        if (!found)
+            continue;
+        if (!p->probes)
+            test_not_offered(t, "the client takes no commands");
+        m = *found;
+        if (transfer(t, OB_CMD_DMA_READ, m.address, NULL, 1) == 0)
+            return m;
+        refused = true;
+    } while (play_next(t));
+    test_not_offered(t, refused ? "the memory is refused; may the device be bus master?"
+                                : "the client maps no such memory");
 }
 
 static void works(struct test *t, uint16_t cmd, uint64_t address, const void *data, uint32_t count)
@@ -115,16 +121,27 @@ static void seen_in_file(struct test *t)
     play_goes_on(t);
 }
 
-/* Its end is behind the mapping's; another mapping may be there. */
+static bool begins(const struct play *p, uint64_t address)
+{
+    for (unsigned i = 0; i < p->nmaps; i++)
+        if (p->maps[i].address == address)
+            return true;
+    return false;
+}
+
+/* What begins in a mapping, and ends behind it where no other one is. */
 static void beyond(struct test *t)
 {
-    struct mapping m = mapped(t, RW, PAGE);
     const struct play *p = play_of(t);
+    uint64_t end = 0;
 
+    mapped(t, RW, PAGE);
     for (unsigned i = 0; i < p->nmaps; i++)
-        if (p->maps[i].address == m.address + m.size)
-            test_not_offered(t, "mappings touch each other");
-    MUST(t, transfer(t, OB_CMD_DMA_READ, m.address + m.size - 4, NULL, 8) != 0,
+        if ((p->maps[i].flags & RW) == RW && !begins(p, p->maps[i].address + p->maps[i].size))
+            end = p->maps[i].address + p->maps[i].size;
+    if (!end)
+        test_not_offered(t, "mappings touch each other");
+    MUST(t, transfer(t, OB_CMD_DMA_READ, end - 4, NULL, 8) != 0,
          "memory behind a mapping can be read");
     play_goes_on(t);
 }
@@ -249,13 +266,25 @@ static void write_count_wrong(struct test *t)
 
 /* ---- The end, and what is late -------------------------------------------------------------- */
 
-/* The client gives the command up, and sends another one; then the reply comes. */
-static void late(struct test *t, uint16_t cmd)
+/* An access to BAR 0: a client may have no use for a device whose config space it cannot read. */
+static struct answer *until_bar(struct test *t, uint16_t cmd)
 {
-    struct answer *a = play_until(t, cmd);
+    for (;;) {
+        struct answer *a = play_until(t, cmd);
+        struct ob_wire_region_access access;
+
+        memcpy(&access, t->in.data, sizeof(access));
+        if (access.region == OB_PCI_REGION_BAR0)
+            return a;
+        play_send(t, a);
+    }
+}
+
+/* The client, which gave the command up, has sent another one; now the reply comes. */
+static void late(struct test *t, struct answer *a)
+{
     static struct answer next;
 
-    MUST(t, test_get(t), "the client ended the connection");
     MUST(t, (t->in.hdr.flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND, "a reply to nothing comes");
     device_answer(t, &next);
     play_send(t, a);
@@ -264,14 +293,31 @@ static void late(struct test *t, uint16_t cmd)
     play_goes_on(t);
 }
 
+static void late_access(struct test *t, uint16_t cmd)
+{
+    struct answer *a = until_bar(t, cmd);
+
+    MUST(t, test_get(t), "the client ended the connection");
+    late(t, a);
+}
+
 static void late_read(struct test *t)
 {
-    late(t, OB_CMD_REGION_READ);
+    late_access(t, OB_CMD_REGION_READ);
+}
+
+static void late_write(struct test *t)
+{
+    late_access(t, OB_CMD_REGION_WRITE);
 }
 
 static void late_irq_info(struct test *t)
 {
-    late(t, OB_CMD_DEVICE_GET_IRQ_INFO);
+    struct answer *a = play_until(t, OB_CMD_DEVICE_GET_IRQ_INFO);
+
+    if (!test_get(t))
+        test_not_offered(t, "the client does not use a device that does not describe itself");
+    late(t, a);
 }
 
 static void close_at_once(struct test *t)
@@ -332,6 +378,8 @@ static const struct entry entries[] = {
         write_count_wrong),
     SLOW_RAW("late/region-read", "R-HDR-12 R-ORDER-7", "the reply to what was given up is dropped",
              late_read),
+    SLOW_RAW("late/region-write", "R-HDR-12 R-ORDER-7", "the reply to what was given up is dropped",
+             late_write),
     SLOW_RAW("late/get-irq-info", "R-HDR-12 R-ORDER-7", "the reply to what was given up is dropped",
              late_irq_info),
     RAW("loss/at-once", "R-LOSS-5", "a server may die before VERSION", close_at_once),

@@ -150,12 +150,19 @@ struct answer *play_until_region(struct test *t, uint32_t len)
     }
 }
 
+bool play_next(struct test *t)
+{
+    if (!comes(t) || !test_get(t))
+        return false;
+    MUST(t, is_command(t), "a reply comes that answers nothing");
+    serve(t);
+    return true;
+}
+
 void play_out(struct test *t)
 {
-    while (comes(t) && test_get(t)) {
-        MUST(t, is_command(t), "a reply comes that answers nothing");
-        serve(t);
-    }
+    while (play_next(t))
+        ;
 }
 
 /* ---- Commands of the server ---------------------------------------------------------------- */
@@ -208,17 +215,10 @@ static uint16_t probe(struct test *t)
  * in numbers, and tell nothing. */
 static bool next_command(struct test *t)
 {
-    for (;;) {
-        uint16_t cmd;
-
-        if (!comes(t) || !test_get(t))
-            return false;
-        MUST(t, is_command(t), "a reply comes that answers nothing");
-        cmd = t->in.hdr.cmd;
-        serve(t);
-        if (cmd != OB_CMD_DMA_MAP && cmd != OB_CMD_DMA_UNMAP)
+    while (play_next(t))
+        if (t->in.hdr.cmd != OB_CMD_DMA_MAP && t->in.hdr.cmd != OB_CMD_DMA_UNMAP)
             return true;
-    }
+    return false;
 }
 
 static bool in_step(struct test *t)
