@@ -8,6 +8,7 @@ is waiting for silence, so several suites run side by side.
 import concurrent.futures
 import json
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from qtest import plugin, qemu, shared_ram
 FIRMWARE = BUILD / "guest" / "touch.bin"
 # of about the same length
 BATCHES = ["sent/[a-l]*", "sent/[m-z]*", "reply/[a-d]*", "reply/[e-z]*", "re[!p]*/*", "[!rs]*/*"]
+# The device in QEMU does not migrate: it sends nothing that these are about.
+MIGRATION = re.compile("migration/|logging/|.*/mig-data-")
 NOT_OFFERED = {"late/get-irq-info": "the client does not use a device that does not describe itself"}
 
 
@@ -40,7 +43,7 @@ def check(path, ram, pattern):
 def passes(cases, not_offered):
     bad = [c for c in cases.values() if c["verdict"] not in ("pass", "not_offered")]
     assert not bad, json.dumps(bad, indent=2)
-    absent = {c["id"]: c["why"] for c in cases.values() if c["verdict"] != "pass"}
+    absent = {c["id"]: c["why"] for c in cases.values() if c["verdict"] != "pass" and not MIGRATION.match(c["id"])}
     assert absent == not_offered, absent
 
 
