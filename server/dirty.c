@@ -101,11 +101,11 @@ static struct ob_dirty_chunk *get_chunk(struct ob_dirty *dirty, uint64_t number)
     return chunk;
 }
 
-void ob_dirty_mark(struct ob_dirty *dirty, uint64_t address, uint64_t len)
+static void mark_locked(struct ob_dirty *dirty, uint64_t address, uint64_t len)
 {
     uint64_t last = address + (len - 1);
 
-    if (!dirty->on || dirty->all)
+    if (dirty->all)
         return;
     for (uint64_t number = address / CHUNK_BYTES; number <= last / CHUNK_BYTES; number++) {
         struct ob_dirty_chunk *chunk = get_chunk(dirty, number);
@@ -121,6 +121,34 @@ void ob_dirty_mark(struct ob_dirty *dirty, uint64_t address, uint64_t len)
     }
 }
 
+static bool is_on(const struct ob_dirty *dirty)
+{
+    return __atomic_load_n(&dirty->on, __ATOMIC_SEQ_CST);
+}
+
+void ob_dirty_mark(struct ob_dirty *dirty, uint64_t address, uint64_t len)
+{
+    if (!is_on(dirty))
+        return;
+    pthread_mutex_lock(&dirty->lock);
+    mark_locked(dirty, address, len);
+    pthread_mutex_unlock(&dirty->lock);
+}
+
+bool ob_dirty_put(struct ob_dirty *dirty, uint64_t session, uint64_t address, uint64_t len)
+{
+    bool on = is_on(dirty);
+
+    if (!on)
+        return false;
+    pthread_mutex_lock(&dirty->lock);
+    on = is_on(dirty); /* it may have ended meanwhile */
+    if (on && session == dirty->session)
+        mark_locked(dirty, address, len);
+    pthread_mutex_unlock(&dirty->lock);
+    return on;
+}
+
 static void drop_chunks(struct ob_dirty *dirty)
 {
     for (size_t i = 0; i < dirty->nchunks; i++)
@@ -133,11 +161,27 @@ static void drop_chunks(struct ob_dirty *dirty)
 
 /* ---- Start and stop ----------------------------------------------------------------------- */
 
-int ob_dirty_start(struct ob_dirty *dirty, uint64_t *page_size)
+void ob_dirty_init(struct ob_dirty *dirty)
 {
+    pthread_mutex_init(&dirty->lock, NULL);
+}
+
+/* What is held for writing now is marked: whoever puts it at this moment may not see that logging
+ * is on. */
+int ob_dirty_start(struct ob_server *server, uint64_t *page_size)
+{
+    struct ob_dirty *dirty = &server->dirty;
+    struct ob_dma_hold hold;
+
     if (dirty->on)
         return -EINVAL;
-    dirty->on = true;
+    dirty->session = server->session->serial;
+    __atomic_store_n(&dirty->on, true, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&dirty->lock);
+    for (uint32_t i = 0; ob_dma_hold_get(&server->dma, i, &hold); i++)
+        if (hold.map && hold.len && hold.map->session == dirty->session)
+            mark_locked(dirty, hold.address, hold.len);
+    pthread_mutex_unlock(&dirty->lock);
     if (*page_size < GRANULE)
         *page_size = GRANULE;
     return 0;
@@ -147,64 +191,17 @@ int ob_dirty_stop(struct ob_dirty *dirty)
 {
     if (!dirty->on)
         return -EINVAL;
-    dirty->on = false;
+    pthread_mutex_lock(&dirty->lock);
+    __atomic_store_n(&dirty->on, false, __ATOMIC_SEQ_CST);
     drop_chunks(dirty);
+    pthread_mutex_unlock(&dirty->lock);
     return 0;
 }
 
 void ob_dirty_fini(struct ob_dirty *dirty)
 {
     drop_chunks(dirty);
-    free(dirty->held);
-    dirty->held = NULL;
-    dirty->nheld = 0;
-}
-
-/* ---- Memory held for writing -------------------------------------------------------------- */
-
-/* Slot 0 is not used; the free ones are chained by their address. */
-static int more_slots(struct ob_dirty *dirty)
-{
-    uint32_t n = dirty->nheld ? 2 * dirty->nheld : 64;
-    struct ob_dirty_held *held = realloc(dirty->held, n * sizeof(*held));
-
-    if (!held)
-        return -ENOMEM;
-    for (uint32_t i = dirty->nheld ? dirty->nheld : 1; i < n; i++)
-        held[i] = (struct ob_dirty_held){ .address = i + 1 < n ? i + 1 : 0 };
-    dirty->free_held = dirty->nheld ? dirty->nheld : 1;
-    dirty->held = held;
-    dirty->nheld = n;
-    return 0;
-}
-
-int ob_dirty_hold(struct ob_dirty *dirty, const struct ob_dma_map *map, uint64_t address,
-                  uint64_t len, uint32_t *slot)
-{
-    struct ob_dirty_held *held;
-
-    if (dirty->free_held == 0) {
-        int rc = more_slots(dirty);
-
-        if (rc < 0)
-            return rc;
-    }
-    *slot = dirty->free_held;
-    held = &dirty->held[*slot];
-    dirty->free_held = (uint32_t)held->address;
-    *held = (struct ob_dirty_held){ .map = map, .address = address, .len = len };
-    return 0;
-}
-
-void ob_dirty_let_go(struct ob_server *server, uint32_t slot)
-{
-    struct ob_dirty *dirty = &server->dirty;
-    struct ob_dirty_held *held = &dirty->held[slot];
-
-    if (!ob_dma_map_lost(server, held->map))
-        ob_dirty_mark(dirty, held->address, held->len);
-    *held = (struct ob_dirty_held){ .address = dirty->free_held };
-    dirty->free_held = slot;
+    pthread_mutex_destroy(&dirty->lock);
 }
 
 /* ---- Reports ------------------------------------------------------------------------------ */
@@ -251,19 +248,19 @@ void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uin
 {
     struct ob_dirty *dirty = &server->dirty;
     const struct report r = { address, address + (len - 1), page_size, bitmap };
-    uint64_t first, last;
+    const struct ob_dma_map *map;
+    struct ob_dma_hold hold;
 
     memset(bitmap, 0, ob_bitmap_size(len, page_size));
+    pthread_mutex_lock(&dirty->lock);
     take_chunks(dirty, &r);
-    for (uint32_t i = 1; i < dirty->nheld; i++) {
-        const struct ob_dirty_held *held = &dirty->held[i];
-
-        if (held->map && !ob_dma_map_lost(server, held->map))
-            add(&r, held->address, held->address + (held->len - 1));
-    }
+    for (uint32_t i = 0; ob_dma_hold_get(&server->dma, i, &hold); i++)
+        if (hold.map && hold.len && hold.map->session == dirty->session)
+            add(&r, hold.address, hold.address + (hold.len - 1));
     if (dirty->all)
-        for (size_t i = 0; ob_dma_mapping(server, i, &first, &last); i++)
-            add(&r, first, last);
+        for (map = NULL; (map = ob_dma_table_after(&server->dma, map)) != NULL;)
+            add(&r, map->address, map->address + (map->size - 1));
+    pthread_mutex_unlock(&dirty->lock);
 }
 
 void ob_dirty_forget(struct ob_dirty *dirty, uint64_t first, uint64_t last)
@@ -271,5 +268,9 @@ void ob_dirty_forget(struct ob_dirty *dirty, uint64_t first, uint64_t last)
     uint64_t bits; /* pages as large as this need no more */
     const struct report r = { first, last, (uint64_t)1 << 63, &bits };
 
+    if (!is_on(dirty))
+        return;
+    pthread_mutex_lock(&dirty->lock);
     take_chunks(dirty, &r);
+    pthread_mutex_unlock(&dirty->lock);
 }

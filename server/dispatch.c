@@ -34,7 +34,7 @@ static int do_dma_map(struct ob_session *session, struct ob_msg *msg, struct ob_
     (void)reply;
     if (rc < 0)
         return rc;
-    return ob_dma_table_add(session->server, &request, ob_msg_claim_fd(msg, 0));
+    return ob_dma_add(session->server, &request, ob_msg_claim_fd(msg, 0));
 }
 
 static int do_dma_unmap(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)
@@ -46,7 +46,7 @@ static int do_dma_unmap(struct ob_session *session, struct ob_msg *msg, struct o
     if (rc < 0)
         return rc;
     reply_set(reply, &request, sizeof(request));
-    return ob_dma_table_remove(session, &msg->hdr, &request, &bitmap);
+    return ob_dma_remove(session, &msg->hdr, &request, &bitmap);
 }
 
 static int do_device_info(struct ob_session *session, struct ob_msg *msg, struct ob_reply *reply)

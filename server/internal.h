@@ -18,6 +18,7 @@
 #include "channel/spin.h"
 #include "outboard/pci.h"
 #include "outboard/server.h"
+#include "server/dma_table.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -114,25 +115,14 @@ struct ob_pci {
     uint8_t *msix_table;
 };
 
-struct ob_dma_table {
-    struct ob_dma_map **maps; /* by address */
-    size_t count, room;
-    size_t hint; /* where the last look-up ended */
-};
-
-/* A piece of the client's memory that the device may be writing. */
-struct ob_dirty_held {
-    const struct ob_dma_map *map; /* NULL: a free slot */
-    uint64_t address, len;
-};
-
+/* on is read without the lock; session and on change in the server's thread. */
 struct ob_dirty {
+    pthread_mutex_t lock; /* guards the rest */
     bool on;
+    uint64_t session;               /* that it is on for */
     bool all;                       /* too much was written to keep account of it */
     struct ob_dirty_chunk **chunks; /* by address */
     size_t nchunks, room;
-    struct ob_dirty_held *held;
-    uint32_t nheld, free_held; /* 0: no slot is free */
 };
 
 struct ob_server {
@@ -294,16 +284,12 @@ void ob_irqs_reset(struct ob_server *server);
 
 /* ---- dma.c, dma_message.c ----------------------------------------------------------------- */
 
-/* fd: -1, or taken, also on failure. */
-int ob_dma_table_add(struct ob_server *server, const struct ob_wire_dma_map *request, int fd);
-/* 0, OB_ANSWER_LATER, or a negative errno. */
-int ob_dma_table_remove(struct ob_session *session, const struct ob_wire_hdr *hdr,
-                        const struct ob_wire_dma_unmap *request,
-                        const struct ob_wire_bitmap *bitmap);
-/* First and last byte of mapping number i; false when there are not so many. */
-bool ob_dma_mapping(const struct ob_server *server, size_t i, uint64_t *first, uint64_t *last);
-/* The mapping is not the client's any more: it belonged to one that left. */
-bool ob_dma_map_lost(const struct ob_server *server, const struct ob_dma_map *map);
+int ob_dma_init(struct ob_server *server);
+/* DMA_MAP. fd: -1, or taken, also on failure. */
+int ob_dma_add(struct ob_server *server, const struct ob_wire_dma_map *request, int fd);
+/* DMA_UNMAP. 0, OB_ANSWER_LATER, or a negative errno. */
+int ob_dma_remove(struct ob_session *session, const struct ob_wire_hdr *hdr,
+                  const struct ob_wire_dma_unmap *request, const struct ob_wire_bitmap *bitmap);
 /* The client left. What is still in use stays mapped until it is put. */
 void ob_dma_detach(struct ob_server *server);
 void ob_dma_fini(struct ob_server *server);
@@ -316,15 +302,15 @@ void ob_dma_check_guards(struct ob_session *session);
 
 /* ---- dirty.c: what the device wrote ------------------------------------------------------- */
 
-/* *page_size: what was asked for, then what it is. -EINVAL: it is on. */
-int ob_dirty_start(struct ob_dirty *dirty, uint64_t *page_size);
+void ob_dirty_init(struct ob_dirty *dirty);
+/* For the client that is there. *page_size: what was asked for, then what it is. -EINVAL: it is
+ * on. */
+int ob_dirty_start(struct ob_server *server, uint64_t *page_size);
 int ob_dirty_stop(struct ob_dirty *dirty);
 /* [address, address + len) was written, if anybody wants to know. len > 0. */
 void ob_dirty_mark(struct ob_dirty *dirty, uint64_t address, uint64_t len);
-/* May be written from now until it is let go. */
-int ob_dirty_hold(struct ob_dirty *dirty, const struct ob_dma_map *map, uint64_t address,
-                  uint64_t len, uint32_t *slot);
-void ob_dirty_let_go(struct ob_server *server, uint32_t slot);
+/* The same by whoever held memory of that session; any thread. false: nobody wanted to know. */
+bool ob_dirty_put(struct ob_dirty *dirty, uint64_t session, uint64_t address, uint64_t len);
 /* Puts the pages of [address, address + len) into bitmap, of ob_bitmap_size() bytes, and clears
  * them. bitmap is aligned to 8. */
 void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uint64_t page_size,

@@ -225,7 +225,7 @@ static int logging_start(struct feature *f)
     int rc = ob_decode_logging_start(f->data, &start);
 
     if (rc == 0)
-        rc = ob_dirty_start(&f->session->server->dirty, &start.page_size);
+        rc = ob_dirty_start(f->session->server, &start.page_size);
     if (rc == 0)
         memcpy(f->reply->fixed + sizeof(f->head), &start, sizeof(start));
     return rc;

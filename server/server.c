@@ -153,8 +153,12 @@ struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
     ob_server_set_spin(server, OB_SPIN_US_DEFAULT);
     for (unsigned i = 0; i < OB_REGIONS_MAX; i++)
         server->regions[i].fd = -1;
+    ob_dma_table_init(&server->dma);
     pthread_mutex_init(&server->irq_lock, NULL);
+    ob_dirty_init(&server->dirty);
     rc = open_fds(server);
+    if (rc == 0)
+        rc = ob_dma_init(server);
     if (rc < 0) {
         ob_server_free(server);
         errno = -rc;

@@ -8,7 +8,8 @@
  *
  * Threads. A server belongs to the thread that calls ob_server_step() or ob_server_run(); all
  * callbacks run there, and all functions must be called there, except ob_server_stop(),
- * ob_server_irq_trigger() and ob_server_intx(), which any thread may call.
+ * ob_server_irq_trigger(), ob_server_intx(), ob_dma_get() and ob_dma_put(), which any thread may
+ * call.
  * Nothing here blocks but ob_server_run() and message DMA (see ob_dma_read()).
  *
  * Functions return >= 0 or a negative errno.
@@ -168,13 +169,15 @@ struct ob_dma_map; /* one mapping of the client */
 struct ob_dma_ref {
     void *ptr;
     struct ob_dma_map *map;
-    uint32_t slot; /* the library's */
+    struct ob_dma_hold *slot; /* the library's */
 };
 
 /*
  * Direct access to [address, address + len). prot: OB_DMA_READ | OB_DMA_WRITE, what we mean to do.
  * -EFAULT: not mapped; -EACCES: mapped, but not for that; -EOPNOTSUPP: mapped, but not as one
- * piece of memory here: use ob_dma_read() and ob_dma_write().
+ * piece of memory here: use ob_dma_read() and ob_dma_write(); -ENOMEM. Any thread, without a lock,
+ * and not on behalf of a client that has left: what it mapped is not found any more. The reference
+ * may be put by another thread. Since 0.1.
  */
 int ob_dma_get(struct ob_server *server, uint64_t address, uint64_t len, uint32_t prot,
                struct ob_dma_ref *out);
