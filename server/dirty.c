@@ -244,7 +244,7 @@ static void take_chunks(struct ob_dirty *dirty, const struct report *r)
 }
 
 void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uint64_t page_size,
-                   void *bitmap)
+                   bool mapped, void *bitmap)
 {
     struct ob_dirty *dirty = &server->dirty;
     const struct report r = { address, address + (len - 1), page_size, bitmap };
@@ -257,7 +257,9 @@ void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uin
     for (uint32_t i = 0; ob_dma_hold_get(&server->dma, i, &hold); i++)
         if (hold.map && hold.len && hold.map->session == dirty->session)
             add(&r, hold.address, hold.address + (hold.len - 1));
-    if (dirty->all)
+    if (dirty->all && mapped)
+        add(&r, r.first, r.last);
+    else if (dirty->all)
         for (map = NULL; (map = ob_dma_table_after(&server->dma, map)) != NULL;)
             add(&r, map->address, map->address + (map->size - 1));
     pthread_mutex_unlock(&dirty->lock);

@@ -98,7 +98,8 @@ static void answer_unmap(struct ob_session *session)
 
     memcpy(reply.fixed, request, sizeof(*request));
     if (request->flags & OB_DMA_UNMAP_GET_DIRTY) {
-        ob_dirty_take(server, request->address, request->size, bitmap->pgsize, server->scratch);
+        ob_dirty_take(server, request->address, request->size, bitmap->pgsize, true,
+                      server->scratch);
         memcpy(reply.fixed + reply.len, bitmap, sizeof(*bitmap));
         reply.len += sizeof(*bitmap);
         reply.data = server->scratch;

@@ -312,9 +312,9 @@ void ob_dirty_mark(struct ob_dirty *dirty, uint64_t address, uint64_t len);
 /* The same by whoever held memory of that session; any thread. false: nobody wanted to know. */
 bool ob_dirty_put(struct ob_dirty *dirty, uint64_t session, uint64_t address, uint64_t len);
 /* Puts the pages of [address, address + len) into bitmap, of ob_bitmap_size() bytes, and clears
- * them. bitmap is aligned to 8. */
+ * them. bitmap is aligned to 8. mapped: all of it was, until now. */
 void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uint64_t page_size,
-                   void *bitmap);
+                   bool mapped, void *bitmap);
 void ob_dirty_forget(struct ob_dirty *dirty, uint64_t first, uint64_t last);
 void ob_dirty_fini(struct ob_dirty *dirty);
 

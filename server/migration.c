@@ -268,7 +268,7 @@ static int logging_report(struct feature *f)
         return -ENOMEM;
     rc = answer_get(f, &report, sizeof(report), bitmap, sent_bytes(f, &report, size));
     if (rc == 0)
-        ob_dirty_take(server, report.iova, report.length, report.page_size, bitmap);
+        ob_dirty_take(server, report.iova, report.length, report.page_size, false, bitmap);
     return rc;
 }
 

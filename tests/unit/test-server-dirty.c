@@ -355,6 +355,8 @@ TEST(bounded, "more-than-can-be-accounted-for-is-all-dirty")
     CHECK_INT(count(bitmap, 1024), PAGES);
     CHECK_INT(report(&f, (1ull << 40) + 4799 * chunk, 2 * PAGE, PAGE, bitmap), 0);
     CHECK_INT(bitmap[0], 1);
+    CHECK_INT(unmap_dirty(&f, BASE, SIZE, 128, bitmap), 0);
+    CHECK_INT(count(bitmap, 1024), PAGES);
     CHECK_INT(logging_stop(&f), 0);
     CHECK_INT(logging_start(&f, PAGE, NULL), 0);
     CHECK_INT(report(&f, BASE, SIZE, PAGE, bitmap), 0);
