@@ -81,6 +81,7 @@ enum nvme_admin_opcode {
     NVME_ADM_SET_FEATURES = 0x09,
     NVME_ADM_GET_FEATURES = 0x0a,
     NVME_ADM_ASYNC_EVENT = 0x0c,
+    NVME_ADM_DBBUF_CONFIG = 0x7c,
 };
 
 enum nvme_io_opcode {
@@ -151,7 +152,8 @@ enum nvme_status {
 
 /* ---- Identify (section 5.15) --------------------------------------------------------------- */
 
-#define NVME_NSID_ALL 0xffffffffu
+#define NVME_NSID_ALL   0xffffffffu
+#define NVME_OACS_DBBUF 0x100u /* Doorbell Buffer Config */
 
 enum nvme_cns {
     NVME_CNS_NS = 0x00,
