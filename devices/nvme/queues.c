@@ -52,10 +52,11 @@ void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size)
     }
 }
 
-/* A failed access to queue memory: fatal, except while a new client is still setting up. */
-static bool unreachable(struct nvme_ctrl *c, const char *why)
+/* A failed access to queue memory: fatal, except when the client has just left, or is new and still
+ * setting up. */
+static bool unreachable(struct nvme_ctrl *c, int rc, const char *why)
 {
-    if (ob_server_attached(c->server) && nvme_now_ns() >= c->grace_ns)
+    if (rc != -ENOTCONN && ob_server_attached(c->server) && nvme_now_ns() >= c->grace_ns)
         nvme_fatal(c, why);
     return false;
 }
@@ -64,20 +65,21 @@ static bool read_entry(struct nvme_ctrl *c, struct nvme_sq *sq, struct nvme_sqe 
 {
     uint8_t *ptr = ring_map(c, &sq->ring, OB_DMA_READ);
     uint64_t at = (uint64_t)sq->head * NVME_SQE_SIZE;
+    int rc;
 
     if (ptr) {
         memcpy(out, ptr + at, sizeof(*out));
         return true;
     }
-    if (ob_dma_read(c->server, sq->ring.base + at, out, sizeof(*out)) == 0)
-        return true;
-    return unreachable(c, "a submission queue is not in memory");
+    rc = ob_dma_read(c->server, sq->ring.base + at, out, sizeof(*out));
+    return rc == 0 || unreachable(c, rc, "a submission queue is not in memory");
 }
 
 static bool write_entry(struct nvme_ctrl *c, struct nvme_cq *cq, const struct nvme_cqe *cqe)
 {
     uint8_t *ptr = ring_map(c, &cq->ring, OB_DMA_WRITE);
     uint64_t at = (uint64_t)cq->tail * NVME_CQE_SIZE, halves[2];
+    int rc;
 
     if (ptr) {
         uint64_t *entry = (uint64_t *)(void *)(ptr + at); /* queues are page-aligned */
@@ -86,9 +88,8 @@ static bool write_entry(struct nvme_ctrl *c, struct nvme_cq *cq, const struct nv
         __atomic_store_n(&entry[1], halves[1], __ATOMIC_RELEASE);
         return true;
     }
-    if (ob_dma_write(c->server, cq->ring.base + at, cqe, sizeof(*cqe)) == 0)
-        return true;
-    return unreachable(c, "a completion queue is not in memory");
+    rc = ob_dma_write(c->server, cq->ring.base + at, cqe, sizeof(*cqe));
+    return rc == 0 || unreachable(c, rc, "a completion queue is not in memory");
 }
 
 /* ---- Lists of commands --------------------------------------------------------------------- */

@@ -156,7 +156,7 @@ TEST(reconnect_mapped, "a-client-that-comes-back-goes-on-with-its-commands")
 
 TEST(reconnect_message, "so-does-one-whose-memory-is-reached-by-messages")
 {
-    struct nvme_host h = { .by_message = true };
+    struct nvme_host h = { .by_message = true, .trapped = true };
 
     host_start(&h, host_image("disk.img", DISK, 1));
     for (unsigned round = 0; round < 3; round++)
