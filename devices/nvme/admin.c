@@ -127,6 +127,8 @@ uint16_t nvme_admin(struct nvme_cmd *cmd)
         return nvme_get_feature(cmd);
     case NVME_ADM_ASYNC_EVENT:
         return nvme_async_event(cmd);
+    case NVME_ADM_DBBUF_CONFIG:
+        return nvme_dbbuf_config(cmd);
     default:
         return NVME_INVALID_OPCODE;
     }

@@ -82,6 +82,7 @@ static void finish_reset(struct nvme_ctrl *c)
     for (unsigned i = 0; i < NVME_QIDS; i++)
         if (c->cq[i].live)
             nvme_cq_stop(c, &c->cq[i]);
+    nvme_shadow_stop(c);
     nvme_features_reset(c);
     c->resetting = c->paused = false;
     c->csts = c->shutting ? NVME_CSTS_SHST_OCCURRING : 0;

@@ -76,6 +76,7 @@ static void fill_controller(const struct nvme_ctrl *c, void *out)
     id->cntlid = CNTLID;
     id->ver = NVME_VS;
     id->cntrltype = 1; /* an I/O controller */
+    id->oacs = c->cfg.mapped ? 0 : NVME_OACS_DBBUF;
     id->acl = 3;
     id->aerl = NVME_AERS_MAX - 1;
     id->frmw = 0x03; /* one slot, read-only */

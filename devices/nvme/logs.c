@@ -78,7 +78,7 @@ static uint32_t firmware_log(const struct nvme_ctrl *c, void *out)
     return sizeof(*log);
 }
 
-static uint32_t effects_log(void *out)
+static uint32_t effects_log(const struct nvme_ctrl *c, void *out)
 {
     static const uint8_t admin[] = { NVME_ADM_DELETE_SQ,    NVME_ADM_CREATE_SQ,
                                      NVME_ADM_GET_LOG_PAGE, NVME_ADM_DELETE_CQ,
@@ -91,6 +91,8 @@ static uint32_t effects_log(void *out)
 
     for (size_t i = 0; i < sizeof(admin); i++)
         log->admin[admin[i]] = NVME_EFFECT_SUPPORTED;
+    if (!c->cfg.mapped)
+        log->admin[NVME_ADM_DBBUF_CONFIG] = NVME_EFFECT_SUPPORTED;
     for (size_t i = 0; i < sizeof(io); i++)
         log->io[io[i]] = NVME_EFFECT_SUPPORTED;
     for (size_t i = 0; i < sizeof(changing); i++)
@@ -112,7 +114,7 @@ static uint32_t build(const struct nvme_ctrl *c, uint8_t id, void *out)
     case NVME_LOG_CHANGED_NS:
         return LOG_SIZE_MAX; /* no namespace changes: all zero */
     case NVME_LOG_EFFECTS:
-        return effects_log(out);
+        return effects_log(c, out);
     default:
         return 0;
     }

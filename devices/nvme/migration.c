@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STATE_VERSION   1u
+#define STATE_VERSION   2u
 #define STOP_TIMEOUT_NS (4 * 1000000000LL) /* a client waits for the answer */
 #define STATE_MAX       (1u << 20)
 #define ADMIN_ENTRIES   4096u /* at most: a field of AQA */
@@ -33,6 +33,7 @@ struct state_head {
     /* registers */
     uint32_t cc, csts, intms, aqa;
     uint64_t asq, acq;
+    uint64_t shadow_values, shadow_events; /* the same: no shadow doorbells */
     uint32_t shutting, bus_master_set, warnings, lost;
     uint32_t turn, ncqs, nsqs, ncompletions;
     struct nvme_events events; /* but for the requests: their identifiers */
@@ -177,6 +178,8 @@ static void fill_head(const struct nvme_ctrl *c, struct state_head *head)
     head->aqa = c->aqa;
     head->asq = c->asq;
     head->acq = c->acq;
+    head->shadow_values = c->shadow.on ? c->shadow.values.base : 0;
+    head->shadow_events = c->shadow.on ? c->shadow.events.base : 0;
     head->shutting = c->shutting;
     head->bus_master_set = c->bus_master_set;
     head->warnings = c->warnings;
@@ -257,7 +260,9 @@ static bool head_ok(const struct nvme_ctrl *c, const struct state_head *head)
     if ((head->csts & ~(NVME_CSTS_RDY | NVME_CSTS_CFS | NVME_CSTS_SHST_MASK)) ||
         (head->csts & NVME_CSTS_SHST_MASK) == NVME_CSTS_SHST_MASK ||
         (head->shutting | head->bus_master_set | head->lost) > 1 || head->warnings > UINT8_MAX ||
-        (head->aqa & ~0x0fff0fffu) || (head->asq | head->acq) % NVME_PAGE)
+        (head->aqa & ~0x0fff0fffu) ||
+        (head->asq | head->acq | head->shadow_values | head->shadow_events) % NVME_PAGE ||
+        (!ready && (head->shadow_values | head->shadow_events)))
         return false;
     if (ready && (!(head->cc & NVME_CC_EN) || NVME_CC_CSS(head->cc) || NVME_CC_MPS(head->cc) ||
                   NVME_CC_AMS(head->cc)))
@@ -400,6 +405,8 @@ static void load_head(struct nvme_ctrl *c, const struct state_head *head)
     c->aqa = head->aqa;
     c->asq = head->asq;
     c->acq = head->acq;
+    if (head->shadow_values != head->shadow_events)
+        nvme_shadow_start(c, head->shadow_values, head->shadow_events);
     c->shutting = head->shutting;
     c->bus_master_set = head->bus_master_set;
     c->warnings = (uint8_t)head->warnings;

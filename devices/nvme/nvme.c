@@ -42,12 +42,12 @@ static int build_pci(struct nvme_ctrl *c)
     const struct ob_sparse_area doorbells = { .offset = NVME_DOORBELLS, .size = NVME_PAGE };
     const struct ob_region bar = {
         .size = NVME_BAR_SIZE,
-        .flags = OB_REGION_READ | OB_REGION_WRITE | (c->cfg.trapped ? 0 : OB_REGION_MMAP),
+        .flags = OB_REGION_READ | OB_REGION_WRITE | (c->cfg.mapped ? OB_REGION_MMAP : 0),
         .access = nvme_reg_access,
         .opaque = c,
-        .fd = c->cfg.trapped ? -1 : c->doorbell_fd,
-        .areas = c->cfg.trapped ? NULL : &doorbells,
-        .nareas = c->cfg.trapped ? 0 : 1,
+        .fd = c->cfg.mapped ? c->doorbell_fd : -1,
+        .areas = c->cfg.mapped ? &doorbells : NULL,
+        .nareas = c->cfg.mapped ? 1 : 0,
     };
     unsigned vectors = c->cfg.queues + 1;
     struct ob_server *s = c->server;
@@ -120,7 +120,7 @@ static void print_banner(const struct nvme_ctrl *c, char *banner, size_t size)
     snprintf(banner, size, "%s, %llu blocks of %u bytes%s, %s, %u queues, doorbells %s",
              c->cfg.image, (unsigned long long)c->blocks, 1u << c->cfg.lba_shift,
              c->cfg.read_only ? ", read-only" : "", c->blk->about, c->cfg.queues,
-             c->cfg.trapped ? "trapped" : "mapped");
+             c->cfg.mapped ? "mapped" : "trapped");
 }
 
 static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob_server **server,

@@ -128,6 +128,14 @@ struct nvme_sq {
     struct nvme_cmd *deleter; /* the Delete command that waits for inflight to become 0 */
 };
 
+/* Doorbells of the I/O queues in pages of the client (Doorbell Buffer Config). */
+struct nvme_shadow {
+    bool on;
+    struct nvme_ring values;      /* the host writes them */
+    struct nvme_ring events;      /* we write at which value we want a message */
+    uint32_t told[2 * NVME_QIDS]; /* what is in events */
+};
+
 /* ---- The controller ------------------------------------------------------------------------ */
 
 /* The most capable kind that the disk offers, beside the less capable ones. */
@@ -137,7 +145,7 @@ struct nvme_config {
     const char *image;
     bool read_only;
     bool incoming; /* the image is locked when the disk runs, not from the start */
-    bool trapped;  /* doorbells are messages, not memory */
+    bool mapped;   /* the client can map the doorbells */
     unsigned lba_shift;
     unsigned queues; /* I/O queue pairs */
     enum blk_aio aio;
@@ -194,9 +202,10 @@ struct nvme_ctrl {
     bool intx;         /* level */
 
     /* doorbells: 2 * qid for the tail of a submission queue, + 1 for a completion queue's head */
-    volatile uint32_t *doorbells; /* a page; shared with the client unless trapped */
+    volatile uint32_t *doorbells; /* a page; shared with the client when mapped */
     int doorbell_fd;
     uint32_t seen[2 * NVME_QIDS]; /* the value already acted upon */
+    struct nvme_shadow shadow;
 
     /* scheduling (schedule.c) */
     int timer_fd;
@@ -268,6 +277,12 @@ void nvme_doorbell_clear(struct nvme_ctrl *c, unsigned index);
 void nvme_doorbell_set(struct nvme_ctrl *c, unsigned index, uint32_t value);
 /* Takes new tails and heads of all live queues. Whether any changed. */
 bool nvme_doorbells_poll(struct nvme_ctrl *c);
+/* Before a sleep: from now on the host rings by message. Whether there is something new already. */
+bool nvme_doorbells_arm(struct nvme_ctrl *c);
+uint16_t nvme_dbbuf_config(struct nvme_cmd *cmd);
+/* Takes these pages as shadow doorbells. What is in them stays as it is. */
+void nvme_shadow_start(struct nvme_ctrl *c, uint64_t values, uint64_t events);
+void nvme_shadow_stop(struct nvme_ctrl *c);
 
 /* ---- queues.c ------------------------------------------------------------------------------ */
 
@@ -278,6 +293,10 @@ void nvme_cq_start(struct nvme_ctrl *c, unsigned qid, uint64_t base, uint32_t en
 /* No command of the queue may be in flight; those that wait to be posted are dropped. */
 void nvme_sq_stop(struct nvme_ctrl *c, struct nvme_sq *sq);
 void nvme_cq_stop(struct nvme_ctrl *c, struct nvme_cq *cq);
+/* Memory of the client, mapped when it is needed and as long as the client leaves it to us. */
+void nvme_ring_start(struct nvme_ring *ring, uint64_t base, uint32_t entries, uint32_t entry_size);
+uint8_t *nvme_ring_map(struct nvme_ctrl *c, struct nvme_ring *ring, uint32_t prot);
+void nvme_ring_forget(struct nvme_ctrl *c, struct nvme_ring *ring);
 /* Lets go of queue memory in [address, address + size). */
 void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size);
 /* Fetches and executes new commands, all queues in turn. Whether there were any. */

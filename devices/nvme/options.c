@@ -32,8 +32,8 @@ const char nvme_options_help[] =
     "                          but when the disk runs\n"
     "  --lba 512|4096          bytes of a logical block (default 512)\n"
     "  --queues N              I/O queue pairs, 1 to 64 (default 16)\n"
-    "  --doorbells mapped      the guest rings by a store to memory, and we look (default)\n"
-    "  --doorbells trapped     each ring is a message, and nobody has to look\n"
+    "  --doorbells trapped     the guest rings by message when the disk sleeps (default)\n"
+    "  --doorbells mapped      the guest rings by a store to memory, and we look all the time\n"
     "  --aio HOW               auto (default), uring or threads\n"
     "  --interrupts KIND       the best kind to offer: msix (default), msi or intx\n"
     "  --serial TEXT           serial number, at most 20 characters (default: from the image)\n"
@@ -104,9 +104,9 @@ static int take_option(int opt, const char *arg, struct nvme_config *cfg, char *
             cfg->queues = (unsigned)number;
         return rc;
     case 'd':
-        cfg->trapped = strcmp(arg, "trapped") == 0;
-        if (!cfg->trapped && strcmp(arg, "mapped") != 0)
-            return fail(errbuf, size, "--doorbells takes mapped or trapped, not '%s'", arg);
+        cfg->mapped = strcmp(arg, "mapped") == 0;
+        if (!cfg->mapped && strcmp(arg, "trapped") != 0)
+            return fail(errbuf, size, "--doorbells takes trapped or mapped, not '%s'", arg);
         return 0;
     case 'a':
         for (int i = 0; i < 3; i++) {

@@ -13,12 +13,12 @@
 
 /* ---- Memory of a queue --------------------------------------------------------------------- */
 
-static void ring_start(struct nvme_ring *ring, uint64_t base, uint32_t entries, uint32_t entry_size)
+void nvme_ring_start(struct nvme_ring *ring, uint64_t base, uint32_t entries, uint32_t entry_size)
 {
     *ring = (struct nvme_ring){ .base = base, .entries = entries, .entry_size = entry_size };
 }
 
-static void ring_forget(struct nvme_ctrl *c, struct nvme_ring *ring)
+void nvme_ring_forget(struct nvme_ctrl *c, struct nvme_ring *ring)
 {
     if (ring->ptr)
         ob_dma_put(c->server, &ring->ref);
@@ -30,7 +30,7 @@ static uint64_t ring_bytes(const struct nvme_ring *ring)
     return (uint64_t)ring->entries * ring->entry_size;
 }
 
-static uint8_t *ring_map(struct nvme_ctrl *c, struct nvme_ring *ring, uint32_t prot)
+uint8_t *nvme_ring_map(struct nvme_ctrl *c, struct nvme_ring *ring, uint32_t prot)
 {
     if (!ring->ptr && ob_dma_get(c->server, ring->base, ring_bytes(ring), prot, &ring->ref) == 0)
         ring->ptr = ring->ref.ptr;
@@ -42,14 +42,22 @@ static bool overlaps(const struct nvme_ring *ring, uint64_t address, uint64_t si
     return ring->base - address < size || address - ring->base < ring_bytes(ring);
 }
 
+static void forget_overlap(struct nvme_ctrl *c, struct nvme_ring *ring, uint64_t address,
+                           uint64_t size)
+{
+    if (ring->ptr && overlaps(ring, address, size))
+        nvme_ring_forget(c, ring);
+}
+
 void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size)
 {
     for (unsigned i = 0; i < NVME_QIDS; i++) {
         struct nvme_ring *rings[] = { &c->sq[i].ring, &c->cq[i].ring };
         for (unsigned k = 0; k < 2; k++)
-            if (rings[k]->ptr && overlaps(rings[k], address, size))
-                ring_forget(c, rings[k]);
+            forget_overlap(c, rings[k], address, size);
     }
+    forget_overlap(c, &c->shadow.values, address, size);
+    forget_overlap(c, &c->shadow.events, address, size);
 }
 
 /* A failed access to queue memory: fatal, except when the client has just left, or is new and still
@@ -63,7 +71,7 @@ static bool unreachable(struct nvme_ctrl *c, int rc, const char *why)
 
 static bool read_entry(struct nvme_ctrl *c, struct nvme_sq *sq, struct nvme_sqe *out)
 {
-    uint8_t *ptr = ring_map(c, &sq->ring, OB_DMA_READ);
+    uint8_t *ptr = nvme_ring_map(c, &sq->ring, OB_DMA_READ);
     uint64_t at = (uint64_t)sq->head * NVME_SQE_SIZE;
     int rc;
 
@@ -77,7 +85,7 @@ static bool read_entry(struct nvme_ctrl *c, struct nvme_sq *sq, struct nvme_sqe 
 
 static bool write_entry(struct nvme_ctrl *c, struct nvme_cq *cq, const struct nvme_cqe *cqe)
 {
-    uint8_t *ptr = ring_map(c, &cq->ring, OB_DMA_WRITE);
+    uint8_t *ptr = nvme_ring_map(c, &cq->ring, OB_DMA_WRITE);
     uint64_t at = (uint64_t)cq->tail * NVME_CQE_SIZE, halves[2];
     int rc;
 
@@ -168,7 +176,7 @@ int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t bas
     if (!cmds)
         return -ENOMEM;
     *sq = (struct nvme_sq){ .live = true, .id = (uint16_t)qid, .cqid = (uint16_t)cqid };
-    ring_start(&sq->ring, base, entries, NVME_SQE_SIZE);
+    nvme_ring_start(&sq->ring, base, entries, NVME_SQE_SIZE);
     sq->cmds = cmds;
     for (unsigned i = 0; i < n; i++) {
         cmds[i].ctrl = c;
@@ -186,7 +194,7 @@ void nvme_cq_start(struct nvme_ctrl *c, unsigned qid, uint64_t base, uint32_t en
     struct nvme_cq *cq = &c->cq[qid];
 
     *cq = (struct nvme_cq){ .live = true, .irq = irq, .vector = vector, .phase = true };
-    ring_start(&cq->ring, base, entries, NVME_CQE_SIZE);
+    nvme_ring_start(&cq->ring, base, entries, NVME_CQE_SIZE);
     nvme_doorbell_clear(c, 2 * qid + 1);
 }
 
@@ -208,7 +216,7 @@ static void drop_done(struct nvme_cq *cq, const struct nvme_sq *sq)
 void nvme_sq_stop(struct nvme_ctrl *c, struct nvme_sq *sq)
 {
     drop_done(&c->cq[sq->cqid], sq);
-    ring_forget(c, &sq->ring);
+    nvme_ring_forget(c, &sq->ring);
     c->cq[sq->cqid].nsqs--;
     free(sq->cmds);
     *sq = (struct nvme_sq){ 0 };
@@ -216,7 +224,7 @@ void nvme_sq_stop(struct nvme_ctrl *c, struct nvme_sq *sq)
 
 void nvme_cq_stop(struct nvme_ctrl *c, struct nvme_cq *cq)
 {
-    ring_forget(c, &cq->ring);
+    nvme_ring_forget(c, &cq->ring);
     *cq = (struct nvme_cq){ 0 };
 }
 

@@ -2,12 +2,13 @@
 /*
  * When the controller works.
  *
- * nvme_step() runs after each step of the server. Trapped doorbells, completions of the backend
+ * nvme_step() runs after each step of the server. Doorbells by message, completions of the backend
  * and everything else make some file descriptor readable; then nothing has to be looked at in
- * between. Stores into the mapped doorbell page are silent: somebody has to look. So as long as
- * there was something to do within the last SPIN_NS, the server does not sleep; after that a timer
- * looks, at WAIT_MIN_NS first and half as often each time, down to every WAIT_MAX_NS. While the
- * controller is disabled, or no client is there, nobody looks.
+ * between. Shadow doorbells are armed before the server sleeps. Stores into the mapped doorbell
+ * page are silent: somebody has to look. So as long as there was something to do within the last
+ * SPIN_NS, the server does not sleep; after that a timer looks, at WAIT_MIN_NS first and half as
+ * often each time, down to every WAIT_MAX_NS. While the controller is disabled, or no client is
+ * there, nobody looks.
  */
 #include "nvme.h"
 
@@ -109,7 +110,7 @@ static void set_timer(struct nvme_ctrl *c, int64_t ns)
 /* Whether the doorbell page (or, paused, the clock) has to be looked at. */
 static bool must_look(const struct nvme_ctrl *c)
 {
-    return c->paused || (!c->cfg.trapped && nvme_running(c));
+    return c->paused || (c->cfg.mapped && nvme_running(c));
 }
 
 /* Nothing to do now. True: look again at once; else something will wake us. */
@@ -127,7 +128,9 @@ static bool idle(struct nvme_ctrl *c)
     } else if (c->timer_armed) {
         set_timer(c, 0);
     }
-    return c->blk->ops->arm(c->blk, true);
+    if (c->blk->ops->arm(c->blk, true))
+        return true;
+    return nvme_running(c) && nvme_doorbells_arm(c);
 }
 
 static bool poll_cb(void *opaque)

@@ -2,10 +2,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A Linux guest uses `outboard serve nvme` through the device in a stock QEMU."""
 import hashlib
+import json
 import pathlib
 import sys
+import types
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "lib"), str(TESTS / "conformance")]
+from broken import WRITE, Unbroken, broken_server  # noqa: E402
 from case import case, main  # noqa: E402
 from guest import MIB, boot, device, disk, fio_verify, interrupts, serve  # noqa: E402
 
@@ -37,6 +41,30 @@ def _(tmp):
             vm.run(f"taskset {1 << cpu} dd if=/dev/nvme0n1 of=/dev/null bs=4k count=200 iflag=direct")
             used = {name for name, count in interrupts(vm, "nvme0q").items() if count - before[name] >= 100}
             assert used == {f"nvme0q{cpu + 1}"}, used
+
+
+class CountRings(Unbroken):
+    """What passes by, and how many messages ring a doorbell of an I/O queue."""
+    rings = 0
+
+    def request(self, link, message):
+        if message.cmd == WRITE and message.field(8) == 0 and 0x1008 <= message.field(0) < 0x2000:
+            self.rings += 1
+        return message
+
+
+@case("few-commands-are-rung-by-message", TIMEOUT_S)
+def _(tmp):
+    count = CountRings()
+    with broken_server(tmp, f"nvme {disk(tmp)}", count) as path, \
+            boot(tmp, device(types.SimpleNamespace(path=path))) as vm:
+        before = count.rings
+        result = vm.run("fio --name=x --filename=/dev/nvme0n1 --rw=randread --bs=4k --size=16M --ioengine=libaio "
+                        "--iodepth=32 --direct=1 --output-format=json", timeout_s=100)
+        ios = json.loads(result)["jobs"][0]["read"]["total_ios"]
+        rings = count.rings - before
+        print(f"{ios} commands, {rings} messages for doorbells")
+        assert ios == 4096 and 0 < rings < ios / 2, rings  # two for each command without shadow doorbells
 
 
 def check_interrupt_kind(tmp, kinds, server_args=(), append=""):

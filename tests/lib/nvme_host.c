@@ -254,6 +254,7 @@ void host_enable(struct nvme_host *h)
 {
     uint64_t asq = queue_memory(h, &h->q[0], ADMIN_ENTRIES), acq = cq_addr(h, &h->q[0]);
 
+    h->shadow = NULL;
     host_write32(h, NVME_REG_AQA, (ADMIN_ENTRIES - 1) << 16 | (ADMIN_ENTRIES - 1));
     CHECK_INT(ob_client_region_write(h->client, 0, NVME_REG_ASQ, &asq, 8), 0);
     CHECK_INT(ob_client_region_write(h->client, 0, NVME_REG_ACQ, &acq, 8), 0);
@@ -283,12 +284,43 @@ void host_add_queue(struct nvme_host *h, uint16_t qid, uint32_t entries, uint16_
     CHECK_INT(host_do(h, 0, create, NULL), 0);
 }
 
+void host_ring_message(struct nvme_host *h, unsigned index, uint32_t value)
+{
+    host_write32(h, 0x1000 + 4 * index, value);
+    h->rings++;
+}
+
+/* Whether the controller wants a message for that. */
+static bool ring_shadow(struct nvme_host *h, unsigned index, uint32_t value)
+{
+    uint16_t before = (uint16_t)h->shadow[index];
+
+    __atomic_store_n(&h->shadow[index], value, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return (uint16_t)(value - h->events[index] - 1) < (uint16_t)(value - before);
+}
+
 static void ring(struct nvme_host *h, unsigned index, uint32_t value)
 {
     if (h->doorbells)
         __atomic_store_n(&h->doorbells[index], value, __ATOMIC_RELEASE);
-    else
-        host_write32(h, 0x1000 + 4 * index, value);
+    else if (!h->shadow || index < 2 || ring_shadow(h, index, value))
+        host_ring_message(h, index, value);
+}
+
+uint16_t host_shadow(struct nvme_host *h)
+{
+    uint32_t shadow = host_pages(h, 1), events = host_pages(h, 1);
+    struct nvme_sqe config = { .opcode = NVME_ADM_DBBUF_CONFIG,
+                               .prp1 = host_addr(shadow),
+                               .prp2 = host_addr(events) };
+    uint16_t status = host_do(h, 0, config, NULL);
+
+    if (status == 0) {
+        h->shadow = (void *)(h->ram + shadow);
+        h->events = (void *)(h->ram + events);
+    }
+    return status;
 }
 
 uint16_t host_put(struct nvme_host *h, uint16_t qid, struct nvme_sqe sqe)

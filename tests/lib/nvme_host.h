@@ -45,6 +45,8 @@ struct nvme_host {
     uint8_t *ram;
     uint32_t used;
     volatile uint32_t *doorbells;
+    volatile uint32_t *shadow, *events; /* host_shadow() */
+    unsigned rings;                     /* doorbell writes by message */
     struct host_queue q[HOST_QUEUES];
     int irq_fds[HOST_QUEUES]; /* host_arm() */
     unsigned nirqs;
@@ -87,12 +89,16 @@ static inline uint64_t host_addr(uint32_t offset)
 }
 
 void host_add_queue(struct nvme_host *h, uint16_t qid, uint32_t entries, uint16_t vector);
+/* Doorbell Buffer Config; its status. When it is 0 the I/O queues ring that way from now on. */
+uint16_t host_shadow(struct nvme_host *h);
 /* Eventfds for vectors 0 to count - 1 of this IRQ index. */
 void host_arm(struct nvme_host *h, uint32_t index, unsigned count);
 
 /* Puts a command into the queue, rings for all that were put, or both. Its identifier. */
 uint16_t host_put(struct nvme_host *h, uint16_t qid, struct nvme_sqe sqe);
 void host_ring(struct nvme_host *h, uint16_t qid);
+/* The same by a message, whatever the doorbells are. */
+void host_ring_message(struct nvme_host *h, unsigned index, uint32_t value);
 uint16_t host_submit(struct nvme_host *h, uint16_t qid, struct nvme_sqe sqe);
 /* The next completion, or false when there is none within the time. */
 bool host_poll(struct nvme_host *h, uint16_t qid, int timeout_ms, struct nvme_cqe *out);

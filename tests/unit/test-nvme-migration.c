@@ -26,6 +26,8 @@ static void share(struct nvme_host *a, struct nvme_host *b)
     b->ram = a->ram;
     b->ram_fd = dup(a->ram_fd);
     b->used = a->used;
+    b->shadow = a->shadow;
+    b->events = a->events;
     memcpy(b->q, a->q, sizeof(b->q));
     a->ram = mmap(NULL, HOST_RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, a->ram_fd, 0);
     CHECK(a->ram != MAP_FAILED);
@@ -143,9 +145,13 @@ static void check_dirty(struct nvme_host *h, const uint8_t *shadow)
     CHECK(reported <= changed + 32); /* queues are reported whole */
 }
 
+enum doorbells { BY_MESSAGE, MAPPED, SHADOW };
+
 /* from and to: the images; the same when the disk is handed over. */
-static void move_under_load(struct nvme_host *disks, const char *from, const char *to)
+static void move_under_load(struct nvme_host *disks, const char *from, const char *to,
+                            enum doorbells kind)
 {
+    const char *doorbells = kind == MAPPED ? "--doorbells=mapped" : "--doorbells=trapped";
     struct nvme_host *a = &disks[0], *b = &disks[1];
     bool handed_over = strcmp(from, to) == 0;
     uint8_t *shadow = malloc(HOST_RAM_SIZE);
@@ -153,10 +159,12 @@ static void move_under_load(struct nvme_host *disks, const char *from, const cha
     uint16_t first[3];
     char why[512];
 
-    host_start(a, from, "--aio=threads");
+    host_start(a, from, "--aio=threads", doorbells);
     host_add_queue(a, 2, 64, 2);
+    if (kind == SHADOW)
+        CHECK_INT(host_shadow(a), 0);
     unlink(a->path);
-    host_serve(b, to, "--aio=threads", handed_over ? "--incoming" : NULL, NULL);
+    host_serve(b, to, "--aio=threads", doorbells, handed_over ? "--incoming" : NULL, NULL);
     host_connect(b);
 
     for (uint16_t q = 1; q <= 2; q++) {
@@ -190,14 +198,15 @@ static void move_under_load(struct nvme_host *disks, const char *from, const cha
     for (uint16_t q = 1; q <= 2; q++)
         check_reads(b, to, q, at[q]);
     page = host_pages(b, 1);
-    CHECK_INT(host_do(b, 1, host_io(b, NVME_IO_WRITE, 1, 1, page, BLOCK), NULL), 0);
+    for (unsigned i = 0; i < 100; i++)
+        CHECK_INT(host_do(b, 1, host_io(b, NVME_IO_WRITE, 1, 1, page, BLOCK), NULL), 0);
     CHECK_INT(host_identify(b, 1, 0, page), 0);
     CHECK_INT(host_end(b), 0);
     CHECK_INT(host_end(a), 0);
     free(shadow);
 }
 
-static void moves_under_load(bool by_message, bool hand_over)
+static void moves_under_load(bool by_message, bool hand_over, enum doorbells kind)
 {
     static struct nvme_host disks[2];
     char from[256], to[256];
@@ -205,22 +214,32 @@ static void moves_under_load(bool by_message, bool hand_over)
     snprintf(from, sizeof(from), "%s", host_image("from.img", IMAGE_SIZE, 1));
     snprintf(to, sizeof(to), "%s", hand_over ? from : host_image("to.img", IMAGE_SIZE, 2));
     disks[0].by_message = disks[1].by_message = by_message;
-    move_under_load(disks, from, to);
+    move_under_load(disks, from, to, kind);
 }
 
 TEST_TIMEOUT(mapped, "a-disk-moves-under-load", 120)
 {
-    moves_under_load(false, false);
+    moves_under_load(false, false, BY_MESSAGE);
+}
+
+TEST_TIMEOUT(mapped_doorbells, "a-disk-moves-under-load-with-its-mapped-doorbells", 120)
+{
+    moves_under_load(false, false, MAPPED);
+}
+
+TEST_TIMEOUT(shadow_doorbells, "a-disk-moves-under-load-with-its-shadow-doorbells", 120)
+{
+    moves_under_load(false, false, SHADOW);
 }
 
 TEST_TIMEOUT(messages, "a-disk-moves-under-load-whose-client-is-reached-by-messages", 120)
 {
-    moves_under_load(true, false);
+    moves_under_load(true, false, BY_MESSAGE);
 }
 
 TEST_TIMEOUT(handed_over, "a-disk-moves-under-load-to-a-server-with-the-same-image", 120)
 {
-    moves_under_load(false, true);
+    moves_under_load(false, true, SHADOW);
 }
 
 /* ---- Who has the image --------------------------------------------------------------------- */

@@ -216,7 +216,7 @@ TEST(fair, "a-flooded-queue-does-not-starve-another")
     struct nvme_cqe cqe;
     uint32_t at;
 
-    host_serve(&h, "mem:64M", NULL);
+    host_serve(&h, "--doorbells=mapped", "mem:64M", NULL); /* a message would wait its turn too */
     host_connect(&h);
     host_enable(&h);
     host_add_queue(&h, 1, 1024, 1);
