@@ -132,9 +132,10 @@ struct ob_server {
     int epoll_fd, stop_fd, wake_fd, spare_fd;
     struct ob_source *wake; /* its fd is always readable: watched while there is work left */
     bool awake, stepping, stop;
-    unsigned spun;           /* waits by polling; where the next one is in its rounds */
-    struct ob_spin spin;     /* for requests */
-    struct ob_spin dma_spin; /* for answers to message DMA */
+    unsigned spun;              /* waits by polling; where the next one is in its rounds */
+    struct ob_spin spin;        /* for requests */
+    struct ob_spin dma_spin;    /* for answers to message DMA */
+    struct ob_spin poller_spin; /* what the embedder's poller waits for */
     struct ob_source *watches, *buried;
     bool (*poller)(void *opaque);
     void *poller_opaque;

@@ -405,6 +405,23 @@ void ob_server_set_spin(struct ob_server *server, unsigned us)
         us = OB_SPIN_US_MAX;
     ob_spin_init(&server->spin, us);
     ob_spin_init(&server->dma_spin, us);
+    ob_spin_init(&server->poller_spin, us);
+}
+
+int64_t ob_server_poll_begin(struct ob_server *server)
+{
+    return ob_spin_begin(&server->poller_spin);
+}
+
+void ob_server_poll_end(struct ob_server *server)
+{
+    (void)server;
+    ob_spin_end();
+}
+
+void ob_server_poll_learn(struct ob_server *server, int64_t idle_ns)
+{
+    ob_spin_learn(&server->poller_spin, idle_ns);
 }
 
 void ob_server_set_timeout(struct ob_server *server, int timeout_ms)

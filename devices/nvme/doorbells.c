@@ -171,7 +171,7 @@ bool nvme_doorbells_poll(struct nvme_ctrl *c)
     const volatile uint32_t *words = io_words(c);
     bool any = poll_queue(c, c->doorbells, 0);
 
-    for (unsigned qid = 1; words && qid <= c->cfg.queues; qid++) {
+    for (unsigned qid = 1; words && qid <= c->top; qid++) {
         if (!poll_queue(c, words, qid))
             continue;
         any = true;
@@ -191,7 +191,7 @@ bool nvme_doorbells_arm(struct nvme_ctrl *c)
 
     if (!c->shadow.on || !io_words(c))
         return false;
-    for (unsigned qid = 1; qid <= c->cfg.queues; qid++) {
+    for (unsigned qid = 1; qid <= c->top; qid++) {
         const struct nvme_cq *cq = &c->cq[qid];
         if (c->sq[qid].live)
             tell(c, 2 * qid, c->seen[2 * qid]);

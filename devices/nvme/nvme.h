@@ -2,8 +2,8 @@
 /*
  * The NVMe controller: one namespace, on a struct blk.
  *
- * Threads. Everything runs in the server's thread. All work is done in nvme_step(), which the
- * server calls after each of its steps: completions of the backend, doorbells, fetching and
+ * Threads. Everything runs in the server's thread. All work is done in steps (schedule.c), which
+ * the server has done after each of its own: completions of the backend, doorbells, fetching and
  * executing commands, posting completions, interrupts. Callbacks of the server only note what
  * happened. So nothing is re-entered, and each step is bounded.
  *
@@ -197,6 +197,7 @@ struct nvme_ctrl {
 
     struct nvme_sq sq[NVME_QIDS];
     struct nvme_cq cq[NVME_QIDS];
+    unsigned top;      /* no queue above is live */
     unsigned turn;     /* I/O submission queue that is served first next time */
     unsigned inflight; /* requests with the backend */
     bool intx;         /* level */
@@ -209,8 +210,11 @@ struct nvme_ctrl {
 
     /* scheduling (schedule.c) */
     int timer_fd;
-    int64_t active_ns, wait_ns;
+    int64_t wait_ns;
     bool timer_armed;
+    bool polling;    /* ob_server_poll_end() is due */
+    int64_t idle_ns; /* since then there is nothing to do; 0: there is */
+    int64_t spin_ns; /* for so long it polls */
 
     /* the client */
     bool paused;         /* a new client found us enabled: not before it is ready */
@@ -256,8 +260,6 @@ int nvme_claim_image(struct nvme_ctrl *c);
 
 /* ---- schedule.c ---------------------------------------------------------------------------- */
 
-/* All the work there is now. Whether there was any. */
-bool nvme_step(struct nvme_ctrl *c);
 int nvme_schedule_init(struct nvme_ctrl *c);
 void nvme_schedule_fini(struct nvme_ctrl *c);
 void nvme_client_changed(void *opaque, bool attached);
@@ -300,9 +302,9 @@ void nvme_ring_forget(struct nvme_ctrl *c, struct nvme_ring *ring);
 /* Lets go of queue memory in [address, address + size). */
 void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size);
 /* Fetches and executes new commands, all queues in turn. Whether there were any. */
-bool nvme_fetch(struct nvme_ctrl *c);
+unsigned nvme_fetch(struct nvme_ctrl *c);
 /* Posts concluded commands where there is room, and interrupts. Whether there were any. */
-bool nvme_post(struct nvme_ctrl *c);
+unsigned nvme_post(struct nvme_ctrl *c);
 /* The level of the INTx line as it is now. */
 bool nvme_intx(void *opaque);
 /* Gives the data of commands that wait to be posted to the client. */

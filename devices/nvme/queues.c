@@ -164,6 +164,12 @@ bool nvme_cmd_restore(struct nvme_ctrl *c, struct nvme_sq *sq, uint16_t cid, uin
 
 /* ---- Starting and stopping ----------------------------------------------------------------- */
 
+static void find_top(struct nvme_ctrl *c)
+{
+    for (c->top = c->cfg.queues; c->top > 0 && !c->sq[c->top].live && !c->cq[c->top].live;)
+        c->top--;
+}
+
 int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t base, uint32_t entries)
 {
     unsigned n = entries < NVME_INFLIGHT_MAX ? entries : NVME_INFLIGHT_MAX;
@@ -184,6 +190,7 @@ int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t bas
         cmd_free(&cmds[i]);
     }
     c->cq[cqid].nsqs++;
+    find_top(c);
     nvme_doorbell_clear(c, 2 * qid);
     return 0;
 }
@@ -195,6 +202,7 @@ void nvme_cq_start(struct nvme_ctrl *c, unsigned qid, uint64_t base, uint32_t en
 
     *cq = (struct nvme_cq){ .live = true, .irq = irq, .vector = vector, .phase = true };
     nvme_ring_start(&cq->ring, base, entries, NVME_CQE_SIZE);
+    find_top(c);
     nvme_doorbell_clear(c, 2 * qid + 1);
 }
 
@@ -220,17 +228,19 @@ void nvme_sq_stop(struct nvme_ctrl *c, struct nvme_sq *sq)
     c->cq[sq->cqid].nsqs--;
     free(sq->cmds);
     *sq = (struct nvme_sq){ 0 };
+    find_top(c);
 }
 
 void nvme_cq_stop(struct nvme_ctrl *c, struct nvme_cq *cq)
 {
     nvme_ring_forget(c, &cq->ring);
     *cq = (struct nvme_cq){ 0 };
+    find_top(c);
 }
 
 /* ---- Fetching ------------------------------------------------------------------------------ */
 
-static bool fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
+static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
 {
     unsigned n = 0;
 
@@ -246,21 +256,20 @@ static bool fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
             nvme_cmd_done(cmd, status);
         n++;
     }
-    return n > 0;
+    return n;
 }
 
-bool nvme_fetch(struct nvme_ctrl *c)
+unsigned nvme_fetch(struct nvme_ctrl *c)
 {
-    unsigned nqueues = c->cfg.queues;
-    bool any = fetch_from(c, &c->sq[0]);
+    unsigned n = fetch_from(c, &c->sq[0]), top = c->top;
 
-    for (unsigned i = 0; i < nqueues; i++) {
-        struct nvme_sq *sq = &c->sq[1 + (c->turn + i) % nqueues];
+    for (unsigned i = 0; i < top; i++) {
+        struct nvme_sq *sq = &c->sq[1 + (c->turn + i) % top];
         if (sq->live && nvme_running(c))
-            any |= fetch_from(c, sq);
+            n += fetch_from(c, sq);
     }
-    c->turn = (c->turn + 1) % nqueues;
-    return any;
+    c->turn = (c->turn + 1) % c->cfg.queues;
+    return n;
 }
 
 /* ---- Posting ------------------------------------------------------------------------------- */
@@ -283,10 +292,10 @@ void nvme_conclude_all(struct nvme_ctrl *c)
             conclude(c, cmd);
 }
 
-static bool post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
+static unsigned post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
 {
     struct nvme_cmd *cmd;
-    bool any = false;
+    unsigned n = 0;
 
     while ((cmd = cq->done.first) && (cq->tail + 1) % cq->ring.entries != cq->head) {
         struct nvme_sq *sq = cmd->sq;
@@ -308,9 +317,9 @@ static bool post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
         if (cq->tail == 0)
             cq->phase = !cq->phase;
         cq->irq_due |= cq->irq;
-        any = true;
+        n++;
     }
-    return any;
+    return n;
 }
 
 static bool masked(const struct nvme_ctrl *c, const struct nvme_cq *cq)
@@ -327,7 +336,7 @@ static bool is_pin(const struct nvme_ctrl *c)
 /* Whether there is anything that the host has not taken from its queues. */
 static bool pin_level(const struct nvme_ctrl *c)
 {
-    for (unsigned i = 0; i <= c->cfg.queues; i++) {
+    for (unsigned i = 0; i <= c->top; i++) {
         const struct nvme_cq *cq = &c->cq[i];
         if (cq->live && cq->irq && !masked(c, cq) && cq->head != cq->tail)
             return true;
@@ -352,7 +361,7 @@ static void interrupt(struct nvme_ctrl *c)
     bool msix = ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) > 0, pin = is_pin(c);
     bool level = pin && pin_level(c);
 
-    for (unsigned i = 0; i <= c->cfg.queues; i++) {
+    for (unsigned i = 0; i <= c->top; i++) {
         struct nvme_cq *cq = &c->cq[i];
         if (!cq->irq_due || (!msix && masked(c, cq)))
             continue;
@@ -366,13 +375,13 @@ static void interrupt(struct nvme_ctrl *c)
     }
 }
 
-bool nvme_post(struct nvme_ctrl *c)
+unsigned nvme_post(struct nvme_ctrl *c)
 {
-    bool any = false;
+    unsigned n = 0;
 
-    for (unsigned i = 0; i <= c->cfg.queues && nvme_running(c); i++)
+    for (unsigned i = 0; i <= c->top && nvme_running(c); i++)
         if (c->cq[i].live)
-            any |= post_to(c, &c->cq[i]);
+            n += post_to(c, &c->cq[i]);
     interrupt(c);
-    return any;
+    return n;
 }

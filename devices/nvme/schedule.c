@@ -5,10 +5,13 @@
  * nvme_step() runs after each step of the server. Doorbells by message, completions of the backend
  * and everything else make some file descriptor readable; then nothing has to be looked at in
  * between. Shadow doorbells are armed before the server sleeps. Stores into the mapped doorbell
- * page are silent: somebody has to look. So as long as there was something to do within the last
- * SPIN_NS, the server does not sleep; after that a timer looks, at WAIT_MIN_NS first and half as
- * often each time, down to every WAIT_MAX_NS. While the controller is disabled, or no client is
- * there, nobody looks.
+ * page are silent: a timer looks, at WAIT_MIN_NS first and half as often each time, down to every
+ * WAIT_MAX_NS. While the controller is disabled, or no client is there, nobody looks.
+ *
+ * Waking a thread costs more than most commands do. So when there is nothing to do, the controller
+ * polls before it sleeps, where that has paid lately, by the server's rules and budget
+ * (ob_server_poll_begin(), --spin-us). While it polls it takes many looks for each step of the
+ * server, which costs system calls.
  */
 #include "nvme.h"
 
@@ -18,9 +21,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SPIN_NS     60000
 #define WAIT_MIN_NS 50000
 #define WAIT_MAX_NS 1600000
+#define LOOKS       32u /* in vain, before the server has its turn */
+#define WORK_MAX    64u /* commands, likewise */
 /* A client that takes over an enabled controller: how long we wait for it to set up interrupts,
  * and how long after that its memory may be incomplete. */
 #define PAUSE_NS    1000000000LL
@@ -79,24 +83,25 @@ void nvme_take_over(struct nvme_ctrl *c)
     c->grace_ns = c->pause_ns + GRACE_NS;
 }
 
-bool nvme_step(struct nvme_ctrl *c)
+/* How much was done: commands that were fetched or posted, and other things. */
+static unsigned step(struct nvme_ctrl *c)
 {
-    bool any = false;
+    unsigned n = 0;
 
     if (ob_pci_command(c->server) & NVME_BUS_MASTER)
         c->bus_master_set = true;
     if (c->paused)
         resume(c);
     if (nvme_running(c)) {
-        any |= nvme_doorbells_poll(c);
-        any |= nvme_fetch(c);
+        n += nvme_doorbells_poll(c);
+        n += nvme_fetch(c);
     }
-    any |= c->blk->ops->poll(c->blk);
-    any |= nvme_settle(c);
+    n += c->blk->ops->poll(c->blk);
+    n += nvme_settle(c);
     if (nvme_running(c))
-        any |= nvme_post(c);
+        n += nvme_post(c);
     nvme_count_busy(c, c->inflight > 0);
-    return any;
+    return n;
 }
 
 static void set_timer(struct nvme_ctrl *c, int64_t ns)
@@ -113,20 +118,46 @@ static bool must_look(const struct nvme_ctrl *c)
     return c->paused || (c->cfg.mapped && nvme_running(c));
 }
 
+/* A time without work begins. */
+static void begin_idle(struct nvme_ctrl *c, int64_t now)
+{
+    if (c->polling)
+        ob_server_poll_end(c->server);
+    c->idle_ns = now;
+    c->spin_ns = nvme_running(c) ? ob_server_poll_begin(c->server) : 0;
+    c->polling = c->spin_ns > 0;
+}
+
+static void end_idle(struct nvme_ctrl *c)
+{
+    if (c->idle_ns == 0)
+        return;
+    ob_server_poll_learn(c->server, nvme_now_ns() - c->idle_ns);
+    c->idle_ns = 0;
+    c->wait_ns = WAIT_MIN_NS;
+    c->blk->ops->arm(c->blk, false);
+    if (c->timer_armed)
+        set_timer(c, 0);
+}
+
 /* Nothing to do now. True: look again at once; else something will wake us. */
 static bool idle(struct nvme_ctrl *c)
 {
     int64_t now = nvme_now_ns();
 
-    if (must_look(c)) {
-        if (now - c->active_ns < SPIN_NS)
-            return true;
-        if (!c->timer_armed) {
-            set_timer(c, c->wait_ns);
-            c->wait_ns = c->wait_ns * 2 < WAIT_MAX_NS ? c->wait_ns * 2 : WAIT_MAX_NS;
-        }
-    } else if (c->timer_armed) {
-        set_timer(c, 0);
+    if (c->idle_ns == 0)
+        begin_idle(c, now);
+    if (c->polling && nvme_running(c) && now - c->idle_ns < c->spin_ns)
+        return true;
+    if (c->polling)
+        ob_server_poll_end(c->server);
+    c->polling = false;
+    if (!must_look(c)) {
+        if (c->timer_armed)
+            set_timer(c, 0);
+    } else if (!c->timer_armed) {
+        set_timer(c, c->wait_ns);
+        c->wait_ns = c->wait_ns * 2 < WAIT_MAX_NS ? c->wait_ns * 2 : WAIT_MAX_NS;
     }
     if (c->blk->ops->arm(c->blk, true))
         return true;
@@ -136,15 +167,16 @@ static bool idle(struct nvme_ctrl *c)
 static bool poll_cb(void *opaque)
 {
     struct nvme_ctrl *c = opaque;
+    unsigned done = 0, vain = 0;
 
-    if (!nvme_step(c))
-        return idle(c);
-    c->blk->ops->arm(c->blk, false);
-    c->active_ns = nvme_now_ns();
-    c->wait_ns = WAIT_MIN_NS;
-    if (c->timer_armed)
-        set_timer(c, 0);
-    return true; /* bounded work: there may be more */
+    do {
+        unsigned n = step(c);
+        done += n;
+        vain = n > 0 ? 0 : vain + 1;
+    } while (done < WORK_MAX && vain < (c->polling ? LOOKS : 1));
+    if (done > 0)
+        end_idle(c);
+    return (done > 0 && (vain == 0 || c->polling)) || idle(c);
 }
 
 /* The work is done in poll_cb(), which follows. */
@@ -189,6 +221,8 @@ int nvme_schedule_init(struct nvme_ctrl *c)
 
 void nvme_schedule_fini(struct nvme_ctrl *c)
 {
+    if (c->polling)
+        ob_server_poll_end(c->server);
     ob_server_set_poller(c->server, NULL, NULL);
     if (c->blk->event_fd >= 0)
         ob_server_watch(c->server, c->blk->event_fd, 0, NULL, NULL);

@@ -93,6 +93,16 @@ void ob_server_set_poller(struct ob_server *server, bool (*poll)(void *opaque), 
 void ob_server_set_spin(struct ob_server *server, unsigned us);
 
 /*
+ * The same for a poller that looks at things of its own before it lets the server sleep. Begin: it
+ * has found nothing to do. Returns for how many nanoseconds it may go on looking, by the same rules
+ * and budget; 0: not at all, else an end must follow when the looking has ended. Learn: there is
+ * something to do again, after so long, sleep included. Since 0.1.
+ */
+int64_t ob_server_poll_begin(struct ob_server *server);
+void ob_server_poll_end(struct ob_server *server);
+void ob_server_poll_learn(struct ob_server *server, int64_t idle_ns);
+
+/*
  * Whether everything that the client had sent before this call has been handled. A device that
  * finds something new in memory which the client maps, and that must not see it before the posted
  * writes that came earlier, looks at it again after the next step when this is false.

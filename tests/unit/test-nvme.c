@@ -298,43 +298,64 @@ TEST(mixed, "mapped-doorbells-can-be-rung-by-message-too")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* CPU time of the server's thread. */
-static int64_t server_cpu_us(struct nvme_host *h)
+/* CPU time of the server's thread. Reading it does not wake it. */
+static int64_t server_cpu_ns(struct nvme_host *h)
 {
     struct timespec ts;
     clockid_t clock;
 
     CHECK_INT(pthread_getcpuclockid(h->thread, &clock), 0);
     CHECK_INT(clock_gettime(clock, &ts), 0);
-    return ts.tv_sec * 1000000LL + ts.tv_nsec / 1000;
+    return ts.tv_sec * 1000000000LL + ts.tv_nsec;
 }
 
-static int64_t cpu_of_300_ms(struct nvme_host *h)
+static int64_t cpu_of(struct nvme_host *h, int ms)
 {
-    int64_t before = server_cpu_us(h);
+    int64_t before = server_cpu_ns(h);
 
-    poll(NULL, 0, 300);
-    return server_cpu_us(h) - before;
+    poll(NULL, 0, ms);
+    return server_cpu_ns(h) - before;
 }
 
-TEST(idle, "an-idle-server-hardly-runs")
+/* Polling ends, and from then on there is not one instruction of it for a while. */
+static void expect_sleep(struct nvme_host *h)
+{
+    int64_t deadline = test_now_ms() + 10000;
+
+    while (cpu_of(h, 20) > 0)
+        CHECK(test_now_ms() < deadline);
+    CHECK_INT(cpu_of(h, 500), 0);
+}
+
+TEST(idle_mapped, "an-idle-server-with-mapped-doorbells-hardly-runs")
 {
     struct nvme_host h = { 0 };
-    int64_t enabled, disabled;
 
     host_start(&h, "--doorbells=mapped", "mem:1M");
     CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
-    enabled = cpu_of_300_ms(&h);
-    CHECK(enabled < 60000);
+    CHECK(cpu_of(&h, 300) < 60000000);
     CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0); /* and is still there */
     host_disable(&h);
-    cpu_of_300_ms(&h);
-    disabled = cpu_of_300_ms(&h);
-    CHECK(disabled < 1000);
+    expect_sleep(&h);
     host_enable(&h);
     host_leave(&h);
-    cpu_of_300_ms(&h);
-    CHECK(cpu_of_300_ms(&h) < 1000);
+    expect_sleep(&h);
+    CHECK_INT(host_end(&h), 0);
+}
+
+TEST(idle, "an-idle-server-does-not-run-at-all")
+{
+    struct nvme_host h = { 0 };
+
+    host_start(&h, "mem:1M");
+    for (unsigned shadow = 0; shadow < 2; shadow++) {
+        for (unsigned i = 0; i < 100; i++)
+            CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
+        expect_sleep(&h);
+        CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0); /* and is still there */
+        if (!shadow)
+            CHECK_INT(host_shadow(&h), 0);
+    }
     CHECK_INT(host_end(&h), 0);
 }
 
