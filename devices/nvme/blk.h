@@ -114,7 +114,7 @@ int blk_stage_fallocate_mode(const struct blk_req *req);
 /* Each copies *base and takes fd when it succeeds. 0 or a negative errno. */
 int blk_uring_new(const struct blk *base, int fd, struct blk **out);
 int blk_threads_new(const struct blk *base, int fd, struct blk **out);
-/* Does everything in poll(). discard: writes go nowhere, fd reads as zeroes (null:). */
-int blk_sync_new(const struct blk *base, int fd, bool discard, struct blk **out);
+/* Does everything in poll(). discard: writes go nowhere, and zeroes are read (null:). */
+int blk_mem_new(const struct blk *base, bool discard, struct blk **out);
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A request on a file, as a sequence of stages. Each stage is one system call or one io_uring
- * operation; what comes after it depends on its result. So io_uring, the threads and memory do
- * the same things in the same order:
+ * operation; what comes after it depends on its result. So io_uring and the threads do the
+ * same things in the same order:
  *   READ            SYNC when durable, then IO until all bytes are through
  *   WRITE           IO likewise (with RWF_DSYNC when durable)
  *   FLUSH           SYNC

@@ -20,7 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -67,22 +66,13 @@ static int open_volatile(const char *image, bool read_only, struct blk **out, ch
         .read_only = read_only, .grain = 4096, .can_punch = true, .fd = -1, .claim_fd = -1
     };
     const char *length = strchr(image, ':') + 1;
-    int fd, rc;
+    int rc;
 
     if (blk_parse_size(length, &base.size) < 0)
         return fail(errbuf, size, -EINVAL, "'%s' is not a size: write it like 512M or 4G", length);
     snprintf(base.about, sizeof(base.about), discard ? "discards all data" : "in memory");
-    fd = discard ? open("/dev/zero", O_RDWR | O_CLOEXEC) : memfd_create("nvme", MFD_CLOEXEC);
-    if (fd < 0 || (!discard && ftruncate(fd, (off_t)base.size) < 0))
-        rc = -errno;
-    else
-        rc = blk_sync_new(&base, fd, discard, out);
-    if (rc < 0) {
-        if (fd >= 0)
-            close(fd);
-        return fail(errbuf, size, rc, "%s: %s", image, strerror(-rc));
-    }
-    return 0;
+    rc = blk_mem_new(&base, discard, out);
+    return rc == 0 ? 0 : fail(errbuf, size, rc, "%s: %s", image, strerror(-rc));
 }
 
 static int open_file(const char *image, bool read_only, struct stat *st, char *errbuf, size_t size)
