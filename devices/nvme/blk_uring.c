@@ -4,6 +4,10 @@
  * from the ring without a system call. While the controller polls anyway, the kernel is told not
  * to write event_fd.
  *
+ * What is in the page cache is read without the ring, by a preadv2() that never waits: half the
+ * work for the kernel. After one that had nothing to give, the next reads go to the ring at once,
+ * more of them each time in a row.
+ *
  * Invariant: at most RING_ENTRIES requests are in the kernel (`busy`), the others wait in `todo`;
  * so the completion ring, which is larger, cannot overflow.
  */
@@ -13,15 +17,18 @@
 #include <liburing.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define RING_ENTRIES 256u
+#define MISSES_MAX   64u /* reads that are not tried, after one that was not in the cache */
 
 struct blk_uring {
     struct blk base;
     int fd;
     struct io_uring ring;
     unsigned busy;
+    unsigned misses, untried; /* reads from the cache */
     struct blk_fifo todo;     /* to begin */
     struct blk_fifo finished; /* without any operation */
 };
@@ -59,14 +66,42 @@ static void prepare(struct blk_uring *u, struct io_uring_sqe *sqe, struct blk_re
     io_uring_sqe_set_data(sqe, req);
 }
 
+/* Whether the request is finished. */
+static bool read_cached(struct blk_uring *u, struct blk_req *req)
+{
+    ssize_t res;
+
+    if (req->op != BLK_READ || req->stage != STAGE_IO)
+        return false;
+    if (u->untried > 0) {
+        u->untried--;
+        return false;
+    }
+    res = preadv2(u->fd, req->iov, (int)req->niov, (off_t)req->offset, RWF_NOWAIT);
+    if (res > 0 && !blk_stage_next(req, res)) {
+        u->misses = 0;
+        return true;
+    }
+    /* Not there, not all there, not known here; or an error, which will come again. */
+    u->misses = u->misses < MISSES_MAX / 2 ? 2 * u->misses + 1 : MISSES_MAX;
+    u->untried = u->misses;
+    return false;
+}
+
 static bool start(struct blk_uring *u)
 {
     struct io_uring_sqe *sqe;
     bool any = false;
 
-    while (u->todo.first && u->busy < RING_ENTRIES && (sqe = io_uring_get_sqe(&u->ring))) {
-        prepare(u, sqe, blk_fifo_pop(&u->todo));
-        u->busy++;
+    while (u->todo.first) {
+        if (read_cached(u, u->todo.first)) {
+            blk_fifo_push(&u->finished, blk_fifo_pop(&u->todo));
+        } else if (u->busy < RING_ENTRIES && (sqe = io_uring_get_sqe(&u->ring))) {
+            prepare(u, sqe, blk_fifo_pop(&u->todo));
+            u->busy++;
+        } else {
+            break;
+        }
         any = true;
     }
     /* What the kernel does not take now (EAGAIN, EBUSY) stays in the ring for the next poll(). */
