@@ -51,7 +51,10 @@ struct blk {
     uint64_t size;  /* bytes */
     uint32_t grain; /* bytes; the file system's block, a hint */
     bool read_only;
-    bool can_punch;      /* DISCARD frees space and leaves zeroes; else it does nothing */
+    bool can_punch; /* DISCARD frees space and leaves zeroes; else it does nothing */
+    int direct_fd;  /* opened with O_DIRECT, or -1 */
+    uint32_t direct_memory,
+        direct_offset;   /* what it wants addresses and offsets to be multiples of */
     int event_fd;        /* -1: poll() never leaves anything unfinished */
     int fd;              /* of the file or device: the backend's; -1: none */
     int claim_fd;        /* of a block device that is locked for writing: nobody else has it */
@@ -61,9 +64,10 @@ struct blk {
 
 enum blk_aio { BLK_AIO_AUTO, BLK_AIO_URING, BLK_AIO_THREADS };
 
-/* Opens image, without a lock. 0; or a negative errno and a sentence in errbuf. */
-int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **out, char *errbuf,
-             size_t errbuf_size);
+/* Opens image, without a lock; a file around the page cache, where direct says so. 0; or a negative
+ * errno and a sentence in errbuf. */
+int blk_open(const char *image, bool read_only, bool direct, enum blk_aio aio, struct blk **out,
+             char *errbuf, size_t errbuf_size);
 /* Nothing may be in flight. */
 void blk_close(struct blk *blk);
 /* Without the lock nothing may be read or written. To lock again what is locked succeeds. 0; or a
@@ -106,12 +110,14 @@ bool blk_stage_begin(const struct blk *blk, struct blk_req *req);
 bool blk_stage_next(struct blk_req *req, int64_t res);
 /* Whether with a request that failed, WRITEs that were done may be lost from the kernel's cache. */
 bool blk_cache_lost(const struct blk_req *req);
+/* Whether it is for direct_fd: data that lies as the kernel wants it there. */
+bool blk_stage_direct(const struct blk *blk, const struct blk_req *req);
 /* Does the request's stage with a system call. */
-int64_t blk_stage_run(int fd, const struct blk_req *req);
+int64_t blk_stage_run(const struct blk *blk, int fd, const struct blk_req *req);
 /* fallocate()'s mode of a PUNCH or ZERO_RANGE stage. */
 int blk_stage_fallocate_mode(const struct blk_req *req);
 
-/* Each copies *base and takes fd when it succeeds. 0 or a negative errno. */
+/* Each copies *base, and takes fd and direct_fd when it succeeds. 0 or a negative errno. */
 int blk_uring_new(const struct blk *base, int fd, struct blk **out);
 int blk_threads_new(const struct blk *base, int fd, struct blk **out);
 /* Does everything in poll(). discard: writes go nowhere, and zeroes are read (null:). */

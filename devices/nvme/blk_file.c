@@ -141,11 +141,26 @@ int blk_stage_fallocate_mode(const struct blk_req *req)
                                      : FALLOC_FL_ZERO_RANGE;
 }
 
-int64_t blk_stage_run(int fd, const struct blk_req *req)
+bool blk_stage_direct(const struct blk *blk, const struct blk_req *req)
+{
+    uint64_t memory = 0, offset = req->offset;
+
+    if (blk->direct_fd < 0 || req->stage != STAGE_IO)
+        return false;
+    for (unsigned i = 0; i < req->niov; i++) {
+        memory |= (uintptr_t)req->iov[i].iov_base;
+        offset |= req->iov[i].iov_len;
+    }
+    return memory % blk->direct_memory == 0 && offset % blk->direct_offset == 0;
+}
+
+int64_t blk_stage_run(const struct blk *blk, int fd, const struct blk_req *req)
 {
     off_t at = (off_t)req->offset;
     ssize_t res = 0;
 
+    if (blk_stage_direct(blk, req))
+        fd = blk->direct_fd;
     switch (req->stage) {
     case STAGE_IO:
         if (req->op == BLK_READ) {

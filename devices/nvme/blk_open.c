@@ -62,9 +62,12 @@ static int open_volatile(const char *image, bool read_only, struct blk **out, ch
                          size_t size)
 {
     bool discard = strncmp(image, "null:", 5) == 0;
-    struct blk base = {
-        .read_only = read_only, .grain = 4096, .can_punch = true, .fd = -1, .claim_fd = -1
-    };
+    struct blk base = { .read_only = read_only,
+                        .grain = 4096,
+                        .can_punch = true,
+                        .fd = -1,
+                        .direct_fd = -1,
+                        .claim_fd = -1 };
     const char *length = strchr(image, ':') + 1;
     int rc;
 
@@ -212,6 +215,28 @@ static int measure(int fd, const char *image, const struct stat *st, struct blk 
     return 0;
 }
 
+/* Opens the file once more, around the page cache, and asks what it wants then. */
+static int open_direct(int fd, const char *image, struct blk *blk, char *errbuf, size_t size)
+{
+    char path[32];
+    struct statx st;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    blk->direct_fd = open(path, (blk->read_only ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC);
+    if (blk->direct_fd < 0)
+        return fail(errbuf, size, -errno,
+                    "%s cannot be used without the page cache: %s (leave "
+                    "--cache none out)",
+                    image, strerror(errno));
+    blk->direct_memory = blk->direct_offset = 4096; /* enough for all that does not tell */
+    if (statx(blk->direct_fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 &&
+        (st.stx_mask & STATX_DIOALIGN) && st.stx_dio_mem_align && st.stx_dio_offset_align) {
+        blk->direct_memory = st.stx_dio_mem_align;
+        blk->direct_offset = st.stx_dio_offset_align;
+    }
+    return 0;
+}
+
 static int attach_aio(struct blk *base, int fd, enum blk_aio aio, struct blk **out, char *errbuf,
                       size_t size)
 {
@@ -229,10 +254,10 @@ static int attach_aio(struct blk *base, int fd, enum blk_aio aio, struct blk **o
     return rc == 0 ? 0 : fail(errbuf, size, rc, "cannot start threads: %s", strerror(-rc));
 }
 
-int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **out, char *errbuf,
-             size_t errbuf_size)
+int blk_open(const char *image, bool read_only, bool direct, enum blk_aio aio, struct blk **out,
+             char *errbuf, size_t errbuf_size)
 {
-    struct blk base = { .read_only = read_only, .claim_fd = -1 };
+    struct blk base = { .read_only = read_only, .direct_fd = -1, .claim_fd = -1 };
     struct stat st;
     int fd, rc;
 
@@ -244,8 +269,12 @@ int blk_open(const char *image, bool read_only, enum blk_aio aio, struct blk **o
         return fd;
     base.fd = fd;
     rc = measure(fd, image, &st, &base, errbuf, errbuf_size);
+    if (rc == 0 && direct)
+        rc = open_direct(fd, image, &base, errbuf, errbuf_size);
     if (rc == 0)
         rc = attach_aio(&base, fd, aio, out, errbuf, errbuf_size);
+    if (rc < 0 && base.direct_fd >= 0)
+        close(base.direct_fd);
     if (rc < 0)
         close(fd);
     return rc;

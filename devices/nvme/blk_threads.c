@@ -43,7 +43,7 @@ static void *work(void *opaque)
         pthread_mutex_unlock(&t->lock);
         bool more = blk_stage_begin(&t->base, req);
         while (more)
-            more = blk_stage_next(req, blk_stage_run(t->fd, req));
+            more = blk_stage_next(req, blk_stage_run(&t->base, t->fd, req));
         pthread_mutex_lock(&t->lock);
         bool first = !t->done.first;
         blk_fifo_push(&t->done, req);
@@ -101,6 +101,8 @@ static void threads_free(struct blk *blk)
     pthread_mutex_destroy(&t->lock);
     close(t->base.event_fd);
     close(t->fd);
+    if (t->base.direct_fd >= 0)
+        close(t->base.direct_fd);
     free(t);
 }
 

@@ -42,13 +42,15 @@ static void uring_submit(struct blk *blk, struct blk_req *req)
 
 static void prepare(struct blk_uring *u, struct io_uring_sqe *sqe, struct blk_req *req)
 {
+    int fd = blk_stage_direct(&u->base, req) ? u->base.direct_fd : u->fd;
+
     switch (req->stage) {
     case STAGE_IO:
         if (req->op == BLK_READ) {
-            io_uring_prep_readv(sqe, u->fd, req->iov, req->niov, req->offset);
+            io_uring_prep_readv(sqe, fd, req->iov, req->niov, req->offset);
             break;
         }
-        io_uring_prep_writev2(sqe, u->fd, req->iov, req->niov, req->offset,
+        io_uring_prep_writev2(sqe, fd, req->iov, req->niov, req->offset,
                               req->durable ? RWF_DSYNC : 0);
         break;
     case STAGE_FILL:
@@ -71,7 +73,7 @@ static bool read_cached(struct blk_uring *u, struct blk_req *req)
 {
     ssize_t res;
 
-    if (req->op != BLK_READ || req->stage != STAGE_IO)
+    if (req->op != BLK_READ || req->stage != STAGE_IO || u->base.direct_fd >= 0)
         return false;
     if (u->untried > 0) {
         u->untried--;
@@ -154,6 +156,8 @@ static void uring_free(struct blk *blk)
     io_uring_queue_exit(&u->ring);
     close(u->base.event_fd);
     close(u->fd);
+    if (u->base.direct_fd >= 0)
+        close(u->base.direct_fd);
     free(u);
 }
 

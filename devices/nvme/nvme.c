@@ -134,7 +134,8 @@ static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob
     c->log = log;
     rc = nvme_parse_options(argc, argv, &c->cfg, errbuf, errbuf_size);
     if (rc == 0)
-        rc = blk_open(c->cfg.image, c->cfg.read_only, c->cfg.aio, &c->blk, errbuf, errbuf_size);
+        rc = blk_open(c->cfg.image, c->cfg.read_only, c->cfg.direct, c->cfg.aio, &c->blk, errbuf,
+                      errbuf_size);
     if (rc != 0) {
         free(c);
         return rc == 2 ? 2 : 1;

@@ -145,6 +145,7 @@ struct nvme_config {
     const char *image;
     bool read_only;
     bool incoming; /* the image is locked when the disk runs, not from the start */
+    bool direct;   /* the image's data goes around the page cache */
     bool mapped;   /* the client can map the doorbells */
     unsigned lba_shift;
     unsigned queues; /* I/O queue pairs */

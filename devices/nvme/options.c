@@ -13,17 +13,12 @@
 #define QUEUES_DEFAULT 16u
 
 const struct option nvme_long_options[] = {
-    { "read-only", no_argument, NULL, 'r' },
-    { "lba", required_argument, NULL, 'l' },
-    { "queues", required_argument, NULL, 'q' },
-    { "doorbells", required_argument, NULL, 'd' },
-    { "aio", required_argument, NULL, 'a' },
-    { "interrupts", required_argument, NULL, 'i' },
-    { "serial", required_argument, NULL, 's' },
-    { "model", required_argument, NULL, 'm' },
-    { "pci-id", required_argument, NULL, 'p' },
-    { "incoming", no_argument, NULL, 'n' },
-    { 0 },
+    { "read-only", no_argument, NULL, 'r' },        { "lba", required_argument, NULL, 'l' },
+    { "queues", required_argument, NULL, 'q' },     { "doorbells", required_argument, NULL, 'd' },
+    { "cache", required_argument, NULL, 'c' },      { "aio", required_argument, NULL, 'a' },
+    { "interrupts", required_argument, NULL, 'i' }, { "serial", required_argument, NULL, 's' },
+    { "model", required_argument, NULL, 'm' },      { "pci-id", required_argument, NULL, 'p' },
+    { "incoming", no_argument, NULL, 'n' },         { 0 },
 };
 
 const char nvme_options_help[] =
@@ -34,6 +29,8 @@ const char nvme_options_help[] =
     "  --queues N              I/O queue pairs, 1 to 64 (default 16)\n"
     "  --doorbells trapped     the guest rings by message when the disk sleeps (default)\n"
     "  --doorbells mapped      the guest rings by a store to memory, and we look all the time\n"
+    "  --cache writeback       a file is read and written through the page cache (default)\n"
+    "  --cache none            ... is not: for images larger than memory, and shared disks\n"
     "  --aio HOW               auto (default), uring or threads\n"
     "  --interrupts KIND       the best kind to offer: msix (default), msi or intx\n"
     "  --serial TEXT           serial number, at most 20 characters (default: from the image)\n"
@@ -107,6 +104,11 @@ static int take_option(int opt, const char *arg, struct nvme_config *cfg, char *
         cfg->mapped = strcmp(arg, "mapped") == 0;
         if (!cfg->mapped && strcmp(arg, "trapped") != 0)
             return fail(errbuf, size, "--doorbells takes trapped or mapped, not '%s'", arg);
+        return 0;
+    case 'c':
+        cfg->direct = strcmp(arg, "none") == 0;
+        if (!cfg->direct && strcmp(arg, "writeback") != 0)
+            return fail(errbuf, size, "--cache takes writeback or none, not '%s'", arg);
         return 0;
     case 'a':
         for (int i = 0; i < 3; i++) {

@@ -464,6 +464,7 @@ TEST(options, "wrong-options-are-told-precisely")
     expect_refusal(2, "--queues=65", "mem:1M", "not '65'");
     expect_refusal(2, "--queues=many", "mem:1M", "not 'many'");
     expect_refusal(2, "--doorbells=x", "mem:1M", "--doorbells takes trapped or mapped, not 'x'");
+    expect_refusal(2, "--cache=x", "mem:1M", "--cache takes writeback or none, not 'x'");
     expect_refusal(2, "--aio=x", "mem:1M", "--aio takes auto, uring or threads, not 'x'");
     expect_refusal(2, "--interrupts=x", "mem:1M", "--interrupts takes msix, msi or intx, not 'x'");
     expect_refusal(2, "--serial=", "mem:1M", "--serial takes 1 to 20 characters, not ''");
