@@ -110,6 +110,8 @@ struct nvme_cq {
     bool live;
     bool irq; /* interrupts enabled */
     bool irq_due;
+    unsigned unsignalled; /* posted since the last interrupt */
+    int64_t hold_ns;      /* until then the interrupt may wait for more; 0: it does not wait */
     bool phase;
     uint16_t vector;
     uint32_t head, tail;
@@ -202,6 +204,7 @@ struct nvme_ctrl {
     unsigned turn;     /* I/O submission queue that is served first next time */
     unsigned inflight; /* requests with the backend */
     bool intx;         /* level */
+    int64_t hold_ns;   /* the first that a completion queue's interrupt waits for, or 0 */
 
     /* doorbells: 2 * qid for the tail of a submission queue, + 1 for a completion queue's head */
     volatile uint32_t *doorbells; /* a page; shared with the client when mapped */
@@ -211,11 +214,11 @@ struct nvme_ctrl {
 
     /* scheduling (schedule.c) */
     int timer_fd;
-    int64_t wait_ns;
-    bool timer_armed;
-    bool polling;    /* ob_server_poll_end() is due */
-    int64_t idle_ns; /* since then there is nothing to do; 0: there is */
-    int64_t spin_ns; /* for so long it polls */
+    int64_t timer_ns;         /* when it expires; 0: never */
+    int64_t look_ns, wait_ns; /* when to look, and how long after that again */
+    bool polling;             /* ob_server_poll_end() is due */
+    int64_t idle_ns;          /* since then there is nothing to do; 0: there is */
+    int64_t spin_ns;          /* for so long it polls */
 
     /* the client */
     bool paused;         /* a new client found us enabled: not before it is ready */
@@ -302,10 +305,15 @@ uint8_t *nvme_ring_map(struct nvme_ctrl *c, struct nvme_ring *ring, uint32_t pro
 void nvme_ring_forget(struct nvme_ctrl *c, struct nvme_ring *ring);
 /* Lets go of queue memory in [address, address + size). */
 void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size);
-/* Fetches and executes new commands, all queues in turn. Whether there were any. */
+/* Fetches and executes new commands, all queues in turn. How many. */
 unsigned nvme_fetch(struct nvme_ctrl *c);
-/* Posts concluded commands where there is room, and interrupts. Whether there were any. */
+/* Posts concluded commands where there is room, and interrupts. How many. */
 unsigned nvme_post(struct nvme_ctrl *c);
+
+/* ---- interrupts.c -------------------------------------------------------------------------- */
+
+/* Interrupts for what was posted. */
+void nvme_interrupt(struct nvme_ctrl *c);
 /* The level of the INTx line as it is now. */
 bool nvme_intx(void *opaque);
 /* Gives the data of commands that wait to be posted to the client. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Submission and completion queues: their memory, fetching, posting, interrupts.
+ * Submission and completion queues: their memory, fetching, posting.
  *
  * Queue memory belongs to the client and may go away at any time. An entry is copied before it is
  * looked at, and its phase bit is written last.
@@ -319,60 +319,8 @@ static unsigned post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
         cq->irq_due |= cq->irq;
         n++;
     }
+    cq->unsignalled += n;
     return n;
-}
-
-static bool masked(const struct nvme_ctrl *c, const struct nvme_cq *cq)
-{
-    return cq->vector < 32 && (c->intms >> cq->vector & 1);
-}
-
-static bool is_pin(const struct nvme_ctrl *c)
-{
-    return ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) == 0 &&
-           ob_server_irq_armed(c->server, OB_PCI_IRQ_MSI) == 0;
-}
-
-/* Whether there is anything that the host has not taken from its queues. */
-static bool pin_level(const struct nvme_ctrl *c)
-{
-    for (unsigned i = 0; i <= c->top; i++) {
-        const struct nvme_cq *cq = &c->cq[i];
-        if (cq->live && cq->irq && !masked(c, cq) && cq->head != cq->tail)
-            return true;
-    }
-    return false;
-}
-
-bool nvme_intx(void *opaque)
-{
-    struct nvme_ctrl *c = opaque;
-
-    if (nvme_running(c)) {
-        nvme_doorbells_poll(c);
-        c->intx = is_pin(c) && pin_level(c);
-    }
-    return c->intx;
-}
-
-/* Message interrupts where the client has set them up, else the pin. INTMS is not for MSI-X. */
-static void interrupt(struct nvme_ctrl *c)
-{
-    bool msix = ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) > 0, pin = is_pin(c);
-    bool level = pin && pin_level(c);
-
-    for (unsigned i = 0; i <= c->top; i++) {
-        struct nvme_cq *cq = &c->cq[i];
-        if (!cq->irq_due || (!msix && masked(c, cq)))
-            continue;
-        if (!pin)
-            ob_pci_notify(c->server, cq->vector);
-        cq->irq_due = false;
-    }
-    if (level != c->intx) {
-        c->intx = level;
-        ob_server_intx(c->server, level);
-    }
 }
 
 unsigned nvme_post(struct nvme_ctrl *c)
@@ -382,6 +330,6 @@ unsigned nvme_post(struct nvme_ctrl *c)
     for (unsigned i = 0; i <= c->top && nvme_running(c); i++)
         if (c->cq[i].live)
             n += post_to(c, &c->cq[i]);
-    interrupt(c);
+    nvme_interrupt(c);
     return n;
 }

@@ -6,7 +6,8 @@
  * and everything else make some file descriptor readable; then nothing has to be looked at in
  * between. Shadow doorbells are armed before the server sleeps. Stores into the mapped doorbell
  * page are silent: a timer looks, at WAIT_MIN_NS first and half as often each time, down to every
- * WAIT_MAX_NS. While the controller is disabled, or no client is there, nobody looks.
+ * WAIT_MAX_NS. While the controller is disabled, or no client is there, nobody looks. The same
+ * timer ends the wait of an interrupt that is coalesced.
  *
  * Waking a thread costs more than most commands do. So when there is nothing to do, the controller
  * polls before it sleeps, where that has paid lately, by the server's rules and budget
@@ -104,12 +105,13 @@ static unsigned step(struct nvme_ctrl *c)
     return n;
 }
 
-static void set_timer(struct nvme_ctrl *c, int64_t ns)
+static void set_timer(struct nvme_ctrl *c, int64_t at_ns)
 {
-    struct itimerspec when = { .it_value = { ns / 1000000000, ns % 1000000000 } };
+    struct itimerspec when = { .it_value = { at_ns / 1000000000, at_ns % 1000000000 } };
 
-    timerfd_settime(c->timer_fd, 0, &when, NULL);
-    c->timer_armed = ns > 0;
+    if (c->timer_ns != at_ns)
+        timerfd_settime(c->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
+    c->timer_ns = at_ns;
 }
 
 /* Whether the doorbell page (or, paused, the clock) has to be looked at. */
@@ -134,10 +136,25 @@ static void end_idle(struct nvme_ctrl *c)
         return;
     ob_server_poll_learn(c->server, nvme_now_ns() - c->idle_ns);
     c->idle_ns = 0;
+    c->look_ns = 0;
     c->wait_ns = WAIT_MIN_NS;
     c->blk->ops->arm(c->blk, false);
-    if (c->timer_armed)
-        set_timer(c, 0);
+}
+
+/* The next time that only a clock tells of, or 0. */
+static int64_t next_time(struct nvme_ctrl *c, int64_t now)
+{
+    int64_t hold_ns = nvme_running(c) ? c->hold_ns : 0;
+
+    if (!must_look(c)) {
+        c->look_ns = 0;
+        return hold_ns;
+    }
+    if (now >= c->look_ns) {
+        c->look_ns = now + c->wait_ns;
+        c->wait_ns = c->wait_ns * 2 < WAIT_MAX_NS ? c->wait_ns * 2 : WAIT_MAX_NS;
+    }
+    return hold_ns && hold_ns < c->look_ns ? hold_ns : c->look_ns;
 }
 
 /* Nothing to do now. True: look again at once; else something will wake us. */
@@ -152,13 +169,7 @@ static bool idle(struct nvme_ctrl *c)
     if (c->polling)
         ob_server_poll_end(c->server);
     c->polling = false;
-    if (!must_look(c)) {
-        if (c->timer_armed)
-            set_timer(c, 0);
-    } else if (!c->timer_armed) {
-        set_timer(c, c->wait_ns);
-        c->wait_ns = c->wait_ns * 2 < WAIT_MAX_NS ? c->wait_ns * 2 : WAIT_MAX_NS;
-    }
+    set_timer(c, next_time(c, now));
     if (c->blk->ops->arm(c->blk, true))
         return true;
     return nvme_running(c) && nvme_doorbells_arm(c);
@@ -187,7 +198,7 @@ static void timer_cb(void *opaque, uint32_t events)
 
     (void)events;
     if (read(c->timer_fd, &count, sizeof(count)) == sizeof(count))
-        c->timer_armed = false;
+        c->timer_ns = 0;
 }
 
 static void backend_cb(void *opaque, uint32_t events)

@@ -259,6 +259,13 @@ enum nvme_feature {
     NVME_FEAT_TIMESTAMP = 0x0e,
 };
 
+/* Interrupt Coalescing: completions (0: one), and units of 100 us */
+#define NVME_COALESCE_THRESHOLD(dw11) (((dw11)&0xffu) + 1)
+#define NVME_COALESCE_TIME(dw11)      ((dw11) >> 8 & 0xffu)
+#define NVME_COALESCE_UNIT_NS         100000LL
+/* Interrupt Vector Configuration */
+#define NVME_VECTOR_NO_COALESCING     0x10000u
+
 /* ---- Logs (section 5.14) ------------------------------------------------------------------- */
 
 enum nvme_log {

@@ -410,6 +410,63 @@ TEST(msix, "each-completion-queue-signals-its-msi-x-vector")
     CHECK_INT(host_end(&h), 0);
 }
 
+/* From here on an interrupt stands for up to so many completions, or waits for up to 100 us times.
+ */
+static void coalesce(struct nvme_host *h, uint32_t completions, uint32_t times)
+{
+    CHECK_INT(host_feature(h, NVME_ADM_SET_FEATURES, NVME_FEAT_COALESCING,
+                           times << 8 | (completions - 1), NULL),
+              0);
+    CHECK(signalled(h, 0, 5000));
+}
+
+TEST(coalesced, "interrupts-wait-for-the-threshold-or-the-time")
+{
+    struct nvme_host h = { 0 };
+    struct nvme_cqe cqe;
+    unsigned quick = 0;
+    int64_t start;
+
+    host_start(&h, "--queues=2", "mem:1M");
+    host_add_queue(&h, 2, 64, 2);
+    enable_msix(&h, 3);
+    host_arm(&h, OB_PCI_IRQ_MSIX, 3);
+    CHECK_INT(host_feature(&h, NVME_ADM_SET_FEATURES, NVME_FEAT_VECTOR, 0x10002, NULL), 0);
+    CHECK(signalled(&h, 0, 5000)); /* the admin queue does not wait */
+    for (unsigned round = 0; round < 20; round++) {
+        bool early = false;
+        coalesce(&h, 4, 255);
+        start = test_now_ms();
+        for (unsigned i = 0; i < 4; i++) {
+            early |= signalled(&h, 1, 0);
+            CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
+        }
+        CHECK(early || signalled(&h, 1, 5000));
+        if (test_now_ms() - start < 25) { /* the machine has let us: it was not the time */
+            CHECK(!early);
+            quick++;
+        }
+        while (signalled(&h, 1, early ? 50 : 0))
+            ;
+        expect_vector(&h, 2, 2); /* has it disabled */
+    }
+    CHECK(quick > 0);
+    coalesce(&h, 256, 255);
+    for (unsigned i = 0; i < 5; i++)
+        host_put(&h, 1, FLUSH);
+    start = test_now_ms();
+    host_ring(&h, 1);
+    CHECK(signalled(&h, 1, 5000));
+    CHECK(test_now_ms() - start >= 24);
+    CHECK(!signalled(&h, 1, 40)); /* one for all */
+    for (unsigned i = 0; i < 5; i++)
+        CHECK_INT(host_wait(&h, 1, &cqe), 0);
+    CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
+    coalesce(&h, 256, 0); /* no time to wait any more */
+    CHECK(signalled(&h, 1, 5000));
+    CHECK_INT(host_end(&h), 0);
+}
+
 TEST(msi, "msi-signals-the-vector-unless-intms-masks-it")
 {
     struct nvme_host h = { 0 };
