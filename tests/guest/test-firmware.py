@@ -50,7 +50,7 @@ def printed_at_boot(ram, *devices):
 @case("boots-from-the-disk-with-the-lowest-bootindex", TIMEOUT_S)
 def _(tmp):
     first, second = bootable(tmp, "first", "the first disk", 1), bootable(tmp, "second", "the second disk", 100000)
-    with serve(tmp, "nvme", first) as one, serve(tmp, "nvme", second, "--doorbells=trapped") as two:
+    with serve(tmp, "nvme", first, "--doorbells=mapped") as one, serve(tmp, "nvme", second) as two:
         out = printed_at_boot(["-machine", "pc", *shared_ram()], device(one, bootindex=2), device(two, bootindex=1))
         assert out == "the second disk", out
 

@@ -3,8 +3,10 @@
 """A Linux guest uses `outboard serve nvme` through the device in a stock QEMU."""
 import hashlib
 import json
+import os
 import pathlib
 import sys
+import time
 import types
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -67,6 +69,31 @@ def _(tmp):
         assert ios == 4096 and 0 < rings < ios / 2, rings  # two for each command without shadow doorbells
 
 
+def status_of(server, field):
+    """The sum of a field of /proc/PID/status over the server's threads."""
+    tasks = pathlib.Path(f"/proc/{server.process.pid}/task").iterdir()
+    return sum(int(line.split()[1]) for task in tasks for line in (task / "status").read_text().splitlines()
+               if line.startswith(field + ":"))
+
+
+@case("an-idle-disk-costs-nothing", TIMEOUT_S)
+def _(tmp):
+    image = disk(tmp)
+    os.truncate(image, 1 << 30)
+    with serve(tmp, "nvme", image) as server, boot(tmp, device(server)) as vm:
+        fio_verify(vm, jobs=2, size_mib=4)
+        deadline = time.monotonic() + 60  # the guest and the kernel's workers have to come to rest
+        before = None
+        while (now := status_of(server, "voluntary_ctxt_switches")) != before:
+            assert time.monotonic() < deadline, f"{now - before} wake-ups in the last second"
+            before = now
+            time.sleep(1)
+        status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+        resident = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(("RssAnon", "RssFile")))
+        print(f"{resident} KiB resident")
+        assert resident <= 4096, resident
+
+
 def check_interrupt_kind(tmp, kinds, server_args=(), append=""):
     with serve(tmp, "nvme", disk(tmp), *server_args) as server, boot(tmp, device(server), append=append) as vm:
         fio_verify(vm, jobs=2, size_mib=4)
@@ -101,9 +128,9 @@ def _(tmp):
         fio_verify(vm, jobs=2, size_mib=4)
 
 
-@case("doorbells-can-be-trapped", TIMEOUT_S)
+@case("doorbells-can-be-mapped", TIMEOUT_S)
 def _(tmp):
-    with serve(tmp, "nvme", disk(tmp), "--doorbells=trapped") as server, boot(tmp, device(server)) as vm:
+    with serve(tmp, "nvme", disk(tmp), "--doorbells=mapped") as server, boot(tmp, device(server)) as vm:
         fio_verify(vm, jobs=2, size_mib=8)
 
 
