@@ -23,7 +23,7 @@
 #include "devices/nvme/spec.h"
 #include "outboard/client.h"
 
-enum { ADMIN_ENTRIES = 32, ENTRIES = 1024, DEPTH_MAX = 256, BLOCK_MAX = 131072 };
+enum { ADMIN_ENTRIES = 32, ENTRIES = 256, DEPTH_MAX = 128, BLOCK_MAX = 131072 };
 enum { PAGE = 4096, RAM_SIZE = 64 << 20, DEADLINE_S = 10 };
 enum { BUCKETS_PER_OCTAVE = 32, OCTAVES = 40 };
 #define RAM_BASE 0x100000000ull
