@@ -74,6 +74,22 @@
 #define OB_BQL_HELD()   qemu_mutex_iothread_locked()
 #endif
 
+/*
+ * Until 8.2 a change of the memory map takes effect in a running vCPU's lookups at once, while the
+ * TLB that holds indices into it is flushed later: at the end of what was translated.
+ */
+#if QEMU_VERSION_MAJOR < 9
+extern void tlb_flush(CPUState *cpu) __attribute__((weak)); /* a QEMU may be without TCG */
+#define OB_TLB_FLUSH(cpu)                                                             \
+    do {                                                                              \
+        if (tlb_flush && object_dynamic_cast(OBJECT(current_accel()), "tcg-accel")) { \
+            tlb_flush(cpu);                                                           \
+        }                                                                             \
+    } while (0)
+#else
+#define OB_TLB_FLUSH(cpu) ((void)(cpu))
+#endif
+
 /* class_init's second argument. */
 #if QEMU_VERSION_MAJOR >= 11
 #define OB_CLASS_DATA const void *

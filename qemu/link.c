@@ -6,7 +6,9 @@
  * answers, so that other vCPUs, the monitor and other devices go on. Meanwhile the device may be
  * unplugged: the access holds a reference to it, obq_link_shutdown() wakes it, obq_link_fini()
  * waits until it has left the client, and whoever comes back asks obq_link_alive() before doing
- * more. The main loop (reset, the monitor, qtest) keeps the BQL and waits for the deadline at most.
+ * more. The memory map may change as well (a mapped area, switched off for INTx), while the vCPU is
+ * in the middle of translated code. The main loop (reset, the monitor, qtest) keeps the BQL and
+ * waits for the deadline at most.
  *
  * Losing the server is noticed in any thread; all that follows is done by lost_bh_cb() in the
  * main loop.
@@ -20,6 +22,7 @@ typedef struct Wait {
     bool unlocked;
     MemReentrancyGuard *guard;
     bool engaged;
+    const FlatView *view; /* the vCPU's memory map */
 } Wait;
 
 bool obq_link_alive(const ObPci *d)
@@ -92,6 +95,7 @@ static struct ob_client *link_enter(ObPci *d, bool unlocked, Wait *wait)
     wait->guard = config_guard(d);
     wait->engaged = wait->guard->engaged_in_io;
     wait->guard->engaged_in_io = false;
+    wait->view = current_cpu ? current_cpu->as->current_map : NULL;
     object_ref(OBJECT(d));
     qemu_mutex_lock(&d->link.lock);
     d->link.waiting++;
@@ -111,6 +115,9 @@ static void link_leave(ObPci *d, Wait *wait)
     }
     qemu_mutex_unlock(&d->link.lock);
     OB_BQL_LOCK();
+    if (current_cpu && current_cpu->as->current_map != wait->view) {
+        OB_TLB_FLUSH(current_cpu); /* or the next access in this translation goes elsewhere */
+    }
     wait->guard->engaged_in_io = wait->engaged;
     if (d->link.client) {
         object_unref(OBJECT(d));
