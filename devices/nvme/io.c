@@ -69,6 +69,8 @@ static uint16_t compare(struct nvme_cmd *cmd)
     if (!host)
         return NVME_INTERNAL_ERROR;
     status = nvme_copy_from_host(cmd->ctrl, &cmd->sqe, host, cmd->len);
+    if (status == NVME_CLIENT_LEFT) /* the image's side of it is done: too late to begin anew */
+        status = NVME_DATA_TRANSFER_ERROR;
     if (status == NVME_OK && memcmp(host, cmd->data.bounce, cmd->len) != 0)
         status = NVME_COMPARE_FAILURE;
     free(host);

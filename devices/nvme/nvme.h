@@ -46,7 +46,9 @@
 #define NVME_MSIX_PBA   0x3000u
 
 /* What an execute function returns when the command is concluded later. */
-#define NVME_PENDING 0xffffu
+#define NVME_PENDING     0xffffu
+/* ... and when the client left in the middle of it: it is executed again for the next one. */
+#define NVME_CLIENT_LEFT 0xfffeu
 
 struct nvme_ctrl;
 struct nvme_sq;
@@ -337,13 +339,13 @@ uint16_t nvme_data_map(struct nvme_cmd *cmd, bool to_host);
 /* A bounce buffer of cmd->len bytes. A status. */
 uint16_t nvme_data_bounce(struct nvme_cmd *cmd);
 void nvme_data_release(struct nvme_cmd *cmd);
-/* Copies between a buffer and the command's PRPs. A status. */
+/* Copies between a buffer and the command's PRPs. A status or NVME_CLIENT_LEFT. */
 uint16_t nvme_copy_to_host(struct nvme_ctrl *c, const struct nvme_sqe *sqe, const void *data,
                            uint32_t len);
 uint16_t nvme_copy_from_host(struct nvme_ctrl *c, const struct nvme_sqe *sqe, void *data,
                              uint32_t len);
 
-/* ---- The commands: each returns a status or NVME_PENDING ----------------------------------- */
+/* ---- The commands: a status, NVME_PENDING or NVME_CLIENT_LEFT -------------------------------- */
 
 uint16_t nvme_admin(struct nvme_cmd *cmd);       /* admin.c */
 uint16_t nvme_io(struct nvme_cmd *cmd);          /* io.c */

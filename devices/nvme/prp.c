@@ -31,6 +31,12 @@ static uint32_t min32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
+/* Of an access to the client's memory that failed. */
+static uint16_t status_of(int rc)
+{
+    return rc == -ENOTCONN ? NVME_CLIENT_LEFT : NVME_DATA_TRANSFER_ERROR;
+}
+
 /* Entries of the list at `list`, which describe the last `left` bytes. */
 static uint16_t walk_list(struct nvme_ctrl *c, uint64_t list, uint32_t left, struct nvme_segs *out)
 {
@@ -40,8 +46,9 @@ static uint16_t walk_list(struct nvme_ctrl *c, uint64_t list, uint32_t left, str
         uint32_t pages = (left + NVME_PAGE - 1) / NVME_PAGE;
         uint32_t slots = (NVME_PAGE - (uint32_t)(list % NVME_PAGE)) / 8;
         uint32_t n = min32(pages, slots);
-        if (ob_dma_read(c->server, list, entries, n * 8u) < 0)
-            return NVME_DATA_TRANSFER_ERROR;
+        int rc = ob_dma_read(c->server, list, entries, n * 8u);
+        if (rc < 0)
+            return status_of(rc);
         if (pages > slots)
             n--; /* the last one points to more list */
         for (uint32_t i = 0; i < n; i++) {
@@ -204,8 +211,9 @@ uint16_t nvme_copy_to_host(struct nvme_ctrl *c, const struct nvme_sqe *sqe, cons
 
     for (unsigned i = 0; status == NVME_OK && i < c->segs.n; i++) {
         const struct nvme_seg *seg = &c->segs.seg[i];
-        if (ob_dma_write(c->server, seg->address, from, seg->len) < 0)
-            status = NVME_DATA_TRANSFER_ERROR;
+        int rc = ob_dma_write(c->server, seg->address, from, seg->len);
+        if (rc < 0)
+            status = status_of(rc);
         from += seg->len;
     }
     return status;
@@ -219,8 +227,9 @@ uint16_t nvme_copy_from_host(struct nvme_ctrl *c, const struct nvme_sqe *sqe, vo
 
     for (unsigned i = 0; status == NVME_OK && i < c->segs.n; i++) {
         const struct nvme_seg *seg = &c->segs.seg[i];
-        if (ob_dma_read(c->server, seg->address, to, seg->len) < 0)
-            status = NVME_DATA_TRANSFER_ERROR;
+        int rc = ob_dma_read(c->server, seg->address, to, seg->len);
+        if (rc < 0)
+            status = status_of(rc);
         to += seg->len;
     }
     return status;

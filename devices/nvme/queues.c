@@ -249,9 +249,15 @@ static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
         if (!read_entry(c, sq, &sqe))
             break;
         struct nvme_cmd *cmd = nvme_cmd_take(sq);
-        sq->head = (sq->head + 1) % sq->ring.entries;
+        uint32_t head = sq->head;
+        sq->head = (head + 1) % sq->ring.entries;
         cmd->sqe = sqe;
         uint16_t status = sq->id == 0 ? nvme_admin(cmd) : nvme_io(cmd);
+        if (status == NVME_CLIENT_LEFT) {
+            sq->head = head;
+            cmd_free(cmd);
+            break;
+        }
         if (status != NVME_PENDING)
             nvme_cmd_done(cmd, status);
         n++;
@@ -274,15 +280,22 @@ unsigned nvme_fetch(struct nvme_ctrl *c)
 
 /* ---- Posting ------------------------------------------------------------------------------- */
 
-/* The last step of a command, which needs the client to be there: data from a bounce buffer. */
-static void conclude(struct nvme_ctrl *c, struct nvme_cmd *cmd)
+/* The last step of a command, which needs the client to be there: data from a bounce buffer.
+ * Whether it was done. */
+static bool conclude(struct nvme_ctrl *c, struct nvme_cmd *cmd)
 {
+    uint16_t status;
+
     if (cmd->status != NVME_OK || cmd->after != NVME_AFTER_COPY_OUT)
-        return;
+        return true;
+    status = nvme_copy_to_host(c, &cmd->sqe, cmd->data.bounce, cmd->len);
+    if (status == NVME_CLIENT_LEFT)
+        return false;
     cmd->after = NVME_AFTER_NOTHING;
-    cmd->status = nvme_copy_to_host(c, &cmd->sqe, cmd->data.bounce, cmd->len);
+    cmd->status = status;
     if (cmd->status != NVME_OK)
         nvme_log_error(c, cmd);
+    return true;
 }
 
 void nvme_conclude_all(struct nvme_ctrl *c)
@@ -301,7 +314,8 @@ static unsigned post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
         struct nvme_sq *sq = cmd->sq;
         if (cmd->after == NVME_AFTER_COPY_OUT && !ob_server_attached(c->server))
             break;
-        conclude(c, cmd);
+        if (!conclude(c, cmd))
+            break;
         struct nvme_cqe cqe = {
             .result = cmd->result,
             .sq_head = (uint16_t)sq->head,
