@@ -16,6 +16,7 @@ static const struct command commands[] = {
     { "qemu", "[options] [--] QEMU ...", "run QEMU with the device vfio-user-pci in it", cmd_qemu },
     { "info", "SOCKET [--json]", "say what device is behind a socket", cmd_info },
     { "check", "SOCKET [...]", "test whether a server or client keeps to the protocol", cmd_check },
+    { "bench", "SOCKET [...]", "measure a server, each thing beside its floor", cmd_bench },
     { "help", "[COMMAND]", "say what a command does", cmd_help },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))

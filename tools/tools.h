@@ -21,6 +21,7 @@ struct command {
     int (*run)(int argc, char **argv);
 };
 
+int cmd_bench(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_serve(int argc, char **argv);

@@ -22,7 +22,8 @@ MAY_INCLUDE = {
     "server": {"include", "proto", "channel"},
     "devices": {"include"},
     "conformance": {"include", "proto"},
-    "tools": {"include", "devices", "conformance"},
+    "bench": {"include"},
+    "tools": {"include", "devices", "conformance", "bench"},
     "qemu": {"include"},
 }
 

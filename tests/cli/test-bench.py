@@ -1,0 +1,137 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""`outboard bench`: that everything is measured and told. How fast, no test can say."""
+import errno
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
+from case import OUTBOARD, case, main
+from fakedevice import CONFIG, DMA_MAP, REGION_READ, FakeDevice, Gone, Refuse
+from qtest import Serve
+
+SHORT = ["--rounds", "2", "--round-ms", "2"]
+SCALES = {"threads": "134", "share": "134", "dma-map": ["1", "10", "25"]}
+
+
+def bench(*words):
+    return subprocess.run([OUTBOARD, "bench", *map(str, words)], capture_output=True, text=True, timeout=50)
+
+
+def measured(*words):
+    """{name: measurement} and {name: why it was refused}, after a look at their form."""
+    done = bench(*words, *SHORT, "--json")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    report = json.loads(done.stdout)
+    assert report["rounds"] == 2 and set(report) == {"socket", "rounds", "measurements", "refused"}, report
+    for found in report["measurements"]:
+        values = [value for _, value in found["quantiles"]]
+        # In so short a round a thread may not run at all.
+        least = 0 if found["name"].startswith("share") else 1e-9
+        assert values == sorted(values) and values[0] >= least, found
+        assert values[0] <= found["median"] <= found["p99"] <= values[-1], found
+        assert len(found["rounds"]) == 2 and found["noise"] >= 0, found
+        assert found["floor"]["median"] > 0 and found["ratio"] >= least, found
+        assert found["unit"] == ("of fair" if found["name"].startswith("share") else "ns"), found
+    return ({found["name"]: found for found in report["measurements"]},
+            {found["name"]: found["why"] for found in report["refused"]})
+
+
+def refused(status, sentence, *words):
+    done = bench(*words)
+    assert (done.returncode, done.stdout) == (status, ""), done
+    assert done.stderr.startswith("outboard bench: ") and done.stderr.count("\n") == 1, done.stderr
+    assert sentence in done.stderr, done.stderr
+
+
+@case("measures-all-that-it-lists")
+def _(tmp):
+    listed = [line.split()[0] for line in bench("--list").stdout.splitlines()]
+    wanted = set()
+    for name in listed:
+        kind, _, scaled = name.partition("/")
+        scales = SCALES[kind.removesuffix("-spinning")] if scaled else [None]
+        wanted |= {kind if scale is None else f"{kind}/{scale}" for scale in scales}
+    with Serve("edu", tmp / "s"):
+        found, not_offered = measured(tmp / "s", "--threads", 3, "--regions", 25)
+    wanted = {name.replace("/4", "/3") for name in wanted} | {"threads/2", "threads-spinning/2", "share/2",
+                                                              "share-spinning/2"}
+    assert set(found) == wanted and not not_offered, set(found) ^ wanted
+
+
+@case("text-has-a-line-for-each-measurement")
+def _(tmp):
+    with Serve("null", tmp / "s"):
+        done = bench(tmp / "s", *SHORT, "--only", "[rpd]*", "--regions", 1, "--spin-us", 0)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["median", "p99", "floor", "ratio", "noise"]
+    for name, line in zip(("read", "post", "dma-map/1"), lines[1:]):
+        assert re.fullmatch(rf"{name}( +[\d.]+ (ns|us|ms)){{3}} +[\d.]+ x +[\d.]+", line), line
+    assert lines[4].startswith("dma-message ") and "not offered: " in lines[4] and len(lines) == 5, lines
+
+
+@case("a-chosen-register-keeps-its-value")
+def _(tmp):
+    with FakeDevice(tmp / "s", bars={1: 64}) as device:
+        device.memory[1][8:12] = b"abcd"
+        found, _ = measured(tmp / "s", "--region", 1, "--offset", 8, "--count", 4, "--only", "[rwp]*")
+        assert set(found) == {"read", "write", "post", "read-spinning", "write-spinning"}, found
+        assert device.memory[1] == b"\0" * 8 + b"abcd" + b"\0" * 52
+        assert device.count(REGION_READ) > 8
+
+
+@case("what-a-server-refuses-is-told-and-the-rest-measured")
+def _(tmp):
+    def no_map(_device, _payload):
+        raise Refuse(errno.ENOMEM)
+
+    with FakeDevice(tmp / "s") as device:
+        device.on[DMA_MAP] = no_map
+        found, not_offered = measured(tmp / "s", "--regions", 10, "--spin-us", 0, "--only", "[rd]*")
+    assert set(found) == {"read"} and set(not_offered) == {"dma-map/1", "dma-map/10", "dma-message"}, not_offered
+    assert not_offered["dma-map/1"] == "the server answered: Cannot allocate memory"
+
+
+@case("a-server-that-dies-or-refuses-is-a-failure")
+def _(tmp):
+    reads = []
+
+    def dying(device, payload):
+        reads.append(payload)
+        if len(reads) > 50:
+            raise Gone()
+        return payload + bytes(device.config[:payload[12]])
+
+    def refusing(_device, _payload):
+        raise Refuse(errno.EIO)
+
+    refused(1, "no-such", tmp / "no-such")
+    with FakeDevice(tmp / "s") as device:
+        device.on[REGION_READ] = dying
+        refused(1, "read: ", tmp / "s", *SHORT)
+    with FakeDevice(tmp / "t") as device:
+        device.on[REGION_READ] = refusing
+        refused(1, "its register cannot be read: the server answered: Input/output error", tmp / "t")
+        refused(1, "", tmp / "t", "--region", CONFIG)
+
+
+@case("wrong-command-lines-are-refused")
+def _(tmp):
+    refused(2, "which SOCKET?")
+    refused(2, "one SOCKET only, not also 'b'", "a", "b")
+    refused(2, "--list only, not also 'a'", "--list", "a")
+    refused(2, "there is no option --wrong", "a", "--wrong")
+    refused(2, "--rounds needs a value", "a", "--rounds")
+    refused(2, "--rounds takes 1 to 99, not '0'", "a", "--rounds", "0")
+    refused(2, "--rounds takes 1 to 99, not '5x'", "a", "--rounds", "5x")
+    refused(2, "--threads takes 1 to 64, not '-1'", "a", "--threads", "-1")
+    refused(2, "--regions takes 1 to 65535, not '65536'", "a", "--regions", "65536")
+    refused(2, "--offset and --count are for --region", "a", "--offset", "4")
+    refused(2, "no measurement matches 'x*'", "a", "--only", "x*")
+
+
+main()
