@@ -26,9 +26,9 @@ shell: all          ## the demo's guest, with you in it
 	@$(DEPS) qemu guest
 	@guest/demo --build $(BUILD) --shell
 
-bench: all          ## measure, side by side with the socket's own floor
+bench: all          ## measure, each thing beside its floor (docs/performance.md)
 	@$(DEPS) qemu guest
-	@bench/run
+	@bench/run --build $(BUILD) --json $(BUILD)/bench.json --svg $(BUILD)/bench.svg
 
 docs: all           ## write the tables of docs/protocol.md anew
 	@$(BUILD)/docs/protocol-tables <docs/protocol.md >$(BUILD)/docs/protocol.md

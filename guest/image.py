@@ -26,7 +26,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 METAPACKAGES = {"cloud": "linux-image-cloud-amd64", "full": "linux-image-amd64"}
 TOOLS = ("nvme", "fio", "sgdisk", "mkfs.ext4", "e2fsck")
-PROGRAMS = ("edu-guest", "gpio-guest")
+PROGRAMS = ("bench-guest", "edu-guest", "gpio-guest")
 MODULES = ("nvme", "ext4", "uio_pci_generic", "gpio-pci-idio-16")
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -1,15 +1,16 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""`outboard bench`: that everything is measured and told. How fast, no test can say."""
+"""`outboard bench` and bench/run: that everything is measured and told. How fast, no test can say."""
 import errno
 import json
 import pathlib
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from case import OUTBOARD, case, main
+from case import BUILD, OUTBOARD, ROOT, case, main
 from fakedevice import CONFIG, DMA_MAP, REGION_READ, FakeDevice, Gone, Refuse
 from qtest import Serve
 
@@ -132,6 +133,76 @@ def _(tmp):
     refused(2, "--regions takes 1 to 65535, not '65536'", "a", "--regions", "65536")
     refused(2, "--offset and --count are for --region", "a", "--offset", "4")
     refused(2, "no measurement matches 'x*'", "a", "--only", "x*")
+
+
+
+# ---- bench/run
+
+def run(*words, timeout_s=150):
+    return subprocess.run([ROOT / "bench/run", "--build", BUILD, *map(str, words)], capture_output=True, text=True,
+                          timeout=timeout_s)
+
+
+def listed_by_run():
+    return [line.split()[0] for line in run("--list").stdout.splitlines()]
+
+
+@case("run-measures-or-skips-all-that-it-lists", timeout_s=180)
+def _(tmp):
+    done = run("--short", "--json", tmp / "json", "--svg", tmp / "svg")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    report = json.loads((tmp / "json").read_text())
+    found = [*report["results"], *report["skipped"]]
+    assert {re.sub(r"/\d+$", "/N", one["name"]) for one in found} == set(listed_by_run()), done.stdout
+    for one in report["results"]:
+        assert {"name", "subject", "unit", "median", "p99", "ratio", "noise", "quantiles", "floor"} <= set(one), one
+        assert one["rounds"] == report["rounds"] == 2 and one["floor"]["name"] and one["noise"] >= 0, one
+        assert f"{one['name']} " in done.stdout
+    assert all(one["why"] for one in report["skipped"])
+    drawing = xml.etree.ElementTree.parse(tmp / "svg").getroot()
+    words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert "region/read-one-core (outboard)" in words and "dma/map-unmap/N: cost of each against N" in words, words
+
+
+def result(name, ratio, noise, subject="outboard"):
+    return {"name": name, "subject": subject, "ratio": ratio, "noise": noise, "unit": "ns", "median": ratio, "p99": ratio,
+            "quantiles": [], "floor": {"name": "socket", "median": 1, "p99": 1}}
+
+
+@case("compare-flags-what-got-worse-than-the-noise-of-both")
+def _(tmp):
+    def compared(*results):
+        (tmp / "new").write_text(json.dumps({"results": results}))
+        done = run("--input", tmp / "new", "--compare", tmp / "old")
+        return done.returncode, [line.split()[1].rstrip(":") for line in done.stdout.splitlines()]
+
+    old = [result("region/read-one-core", 1.2, .05), result("dma/map-unmap/100", 2, .1), result("threads/share/4", .9, .1),
+           result("region/post", 1, 0, "libvfio-user"), {**result("idle/cpu", 0, 0), "ratio": None}]
+    (tmp / "old").write_text(json.dumps({"results": old}))
+    assert compared(*old) == (0, [])
+    better = [result("region/read-one-core", .5, .05), result("threads/share/4", 1.4, .1)]
+    assert compared(*better) == (0, [])
+    within = [result("region/read-one-core", 1.29, .05), result("threads/share/4", .75, .1)]
+    assert compared(*within) == (0, [])
+    mixed = [result("region/read-one-core", 1.31, .05), result("dma/map-unmap/100", 2.1, .1),
+             result("threads/share/4", .69, .1), result("region/post", 9, 0, "libvfio-user"), result("kvm/read", 9, 0),
+             {**result("idle/cpu", 0, 0), "ratio": None}]
+    assert compared(*mixed) == (1, ["region/read-one-core", "threads/share/4"])
+
+
+@case("run-refuses-wrong-command-lines")
+def _(tmp):
+    assert run("--only", "nothing*").returncode == 2
+    assert run("--rounds", "0").returncode == 2
+    done = run("--compare", tmp / "none")
+    assert done.returncode == 1 and done.stderr.startswith(f"bench/run: {tmp}/none: "), done
+
+
+@case("documentation-has-every-measurement")
+def _(tmp):
+    text = (ROOT / "docs/performance.md").read_text()
+    described = re.findall(r"^\| `([a-z]+/[^`]+)`", text, re.MULTILINE)
+    assert sorted(described) == sorted(listed_by_run())
 
 
 main()
