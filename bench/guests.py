@@ -155,7 +155,7 @@ def nvme(tools):
         with open(image, "wb") as out:
             for _ in range(16 if tools.short else 128):
                 out.write(os.urandom(1 << 20))
-    own = ["-drive", f"file={images[1]},if=none,id=d,format=raw,cache=none,aio=io_uring", "-device", "nvme,drive=d,serial=own"]
+    own = ["-drive", f"file={images[1]},if=none,id=d,format=raw,aio=io_uring", "-device", "nvme,drive=d,serial=own"]
     with tools.serve("nvme", images[0], "--serial=outboard") as (path, _), \
             guest.boot(tools.tmp, f"vfio-user-pci,socket={path}", qemu_args=own) as vm:
         disks = {serial: vm.run(f"cd /sys/block && grep -l {serial} nvme*/device/serial").split("/")[0]
