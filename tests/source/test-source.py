@@ -22,7 +22,7 @@ MAY_INCLUDE = {
     "server": {"include", "proto", "channel"},
     "devices": {"include"},
     "conformance": {"include", "proto"},
-    "bench": {"include"},
+    "bench": {"include", "devices"},
     "tools": {"include", "devices", "conformance", "bench"},
     "qemu": {"include"},
 }
