@@ -52,6 +52,7 @@ struct ob_channel {
     uint32_t payload_max;
     /* receiving half */
     uint32_t ahead;       /* OB_AHEAD_SERVER or OB_AHEAD_CLIENT; 0: nothing is read ahead */
+    bool fdless;          /* fds that come now are of no use, and not received */
     struct ob_msg *in;    /* being assembled, or waiting for its first byte; NULL at first */
     struct ob_msg *spare; /* for the next one; exchanged atomically, by any thread */
     uint32_t in_got;      /* bytes of header and payload that are there (or drained) */

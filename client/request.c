@@ -7,6 +7,7 @@
 #include "client/internal.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 
 static struct ob_request **bucket_of(struct ob_client *c, uint16_t id)
@@ -57,6 +58,30 @@ static void take_out_locked(struct ob_client *c, struct ob_request **link)
     c->npending--;
 }
 
+static bool reply_has_fds(uint16_t cmd)
+{
+    return cmd == OB_CMD_VERSION || cmd == OB_CMD_DEVICE_GET_REGION_INFO ||
+           cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS;
+}
+
+/* From now on the main socket is read with fds. */
+static void expect_fds_locked(struct ob_client *c)
+{
+    unsigned reading;
+
+    atomic_fetch_add(&c->fd_replies, 1);
+    reading = atomic_load(&c->reading);
+    while ((reading & 1) && atomic_load(&c->reading) == reading)
+        sched_yield();
+}
+
+/* The reply came, or will not come. */
+static void expect_no_fds_locked(struct ob_client *c, uint16_t cmd)
+{
+    if (reply_has_fds(cmd))
+        atomic_fetch_sub(&c->fd_replies, 1);
+}
+
 void ob_request_abort_all_locked(struct ob_client *c)
 {
     for (unsigned i = 0; i < OB_PENDING_BUCKETS; i++) {
@@ -86,6 +111,7 @@ static bool drop_stray_locked(struct ob_client *c, const struct ob_wire_hdr *hdr
     struct ob_late *late = find_late_locked(c, hdr->msg_id);
 
     if (late && late->cmd == hdr->cmd) {
+        expect_no_fds_locked(c, late->cmd);
         *late = c->late[--c->nlate];
         return true;
     }
@@ -113,6 +139,7 @@ void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg)
                              ob_strreason(reason));
     } else {
         take_out_locked(c, link);
+        expect_no_fds_locked(c, req->cmd);
         finish_locked(req, 0, msg);
         return;
     }
@@ -185,7 +212,11 @@ static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cm
     } else {
         req->id = hdr.msg_id = new_id_locked(c);
         ob_client_quiet_locked(c);
+        if (reply_has_fds(cmd))
+            expect_fds_locked(c);
         rc = ob_client_send_locked(c, &c->main, &hdr, body);
+        if (rc < 0)
+            expect_no_fds_locked(c, cmd);
     }
     if (rc < 0) {
         ob_client_rearm_locked(c);

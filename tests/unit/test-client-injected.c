@@ -85,6 +85,14 @@ ssize_t recvmsg(int fd, struct msghdr *mh, int flags)
     return rc;
 }
 
+ssize_t recv(int fd, void *data, size_t len, int flags)
+{
+    struct iovec iov = { data, len };
+    struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+    return recvmsg(fd, &mh, flags);
+}
+
 int epoll_wait(int fd, struct epoll_event *events, int max, int timeout_ms)
 {
     if (hit(FAIL_WAIT)) {
