@@ -45,24 +45,28 @@ void ob_msg_free(struct ob_msg *msg);
  * receive.c for what makes these right. */
 #define OB_AHEAD_SERVER 20u
 #define OB_AHEAD_CLIENT 32u
-#define OB_AHEAD_MAX    32u
+#define OB_AHEAD_BULK   1008u
 
 struct ob_channel {
     int fd;
     uint32_t payload_max;
     /* receiving half */
-    uint32_t ahead;       /* OB_AHEAD_SERVER or OB_AHEAD_CLIENT; 0: nothing is read ahead */
+    uint32_t ahead;       /* OB_AHEAD_*; 0: nothing is read ahead */
     bool fdless;          /* fds that come now are of no use, and not received */
     struct ob_msg *in;    /* being assembled, or waiting for its first byte; NULL at first */
     struct ob_msg *spare; /* for the next one; exchanged atomically, by any thread */
     uint32_t in_got;      /* bytes of header and payload that are there (or drained) */
     uint32_t own_fds;     /* of ch->in, where a read went beyond it */
     bool own_lost;
-    uint32_t nextra; /* bytes of messages after it, which were read with it */
-    uint8_t extra[OB_AHEAD_MAX];
+    uint32_t nextra;   /* bytes of messages after it, which were read with it */
+    uint32_t extra_at; /* where they begin in extra */
+    uint8_t extra[sizeof(struct ob_wire_hdr) + OB_AHEAD_BULK];
     /* sending half */
     struct ob_out *out_head, *out_tail;
     size_t out_bytes; /* queued and not sent */
+    bool corked;      /* small messages without fds are collected first */
+    uint32_t ncorked; /* bytes of those */
+    uint8_t cork[2048];
 };
 
 #define OB_CHANNEL_QUEUE_MAX (64u << 20) /* bytes that ob_channel_queue() keeps at most */
@@ -99,6 +103,13 @@ int ob_channel_queue(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struc
  * no room. */
 int ob_channel_try(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                    unsigned niov, const int *fds, unsigned nfds);
+/*
+ * From now on small messages without fds go out together: before anything else, when they are many,
+ * or with ob_channel_uncork(), which returns what ob_channel_queue() would. Nothing of them is in
+ * out_bytes until then.
+ */
+void ob_channel_cork(struct ob_channel *ch);
+int ob_channel_uncork(struct ob_channel *ch);
 /* 1: the queue is empty; 0: the socket takes no more now; negative errno. Never blocks. */
 int ob_channel_flush(struct ob_channel *ch);
 /* ob_channel_queue(), then waits until all of the queue is sent. -ETIMEDOUT leaves the rest

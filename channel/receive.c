@@ -11,12 +11,14 @@
  * itself. For those that merge several it is right as long as no read goes beyond the end of a
  * message that may have fds: no well-formed command with fds is shorter than 36 bytes (SET_IRQS),
  * no such reply shorter than 48. OB_AHEAD_SERVER and OB_AHEAD_CLIENT are what makes those with a
- * header. VERSION may be shorter: until it is through, ch->ahead is 0.
+ * header. VERSION may be shorter: until it is through, ch->ahead is 0. With OB_AHEAD_BULK, for
+ * messages that follow each other without pause, a read may go beyond such a message; then the fds
+ * are those of the last command in it that takes any.
  *
  * Invariant: ch->in_got counts the bytes of the message in ch->in that are there, and ch->nextra
  * is 0 unless that message is whole or has no byte yet. Tests: channel-receive/every-split,
- * channel-receive/merged-messages, channel-receive/merged-fds. Rules: R-FRAME-4 to R-FRAME-7,
- * R-FD-3.
+ * channel-receive/merged-messages, channel-receive/merged-fds, channel-receive/bulk-fds. Rules:
+ * R-FRAME-4 to R-FRAME-7, R-FD-3.
  */
 #include "channel/channel.h"
 
@@ -90,14 +92,14 @@ static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
     return n ? n : -ECONNRESET;
 }
 
-/* Bytes of the message that are there, as far as they go. */
+/* Bytes that are there, as far as they go. */
 static uint32_t take_extra(struct ob_channel *ch, void *buf, uint32_t len)
 {
     uint32_t n = ch->nextra < len ? ch->nextra : len;
 
-    memcpy(buf, ch->extra, n);
+    memcpy(buf, ch->extra + ch->extra_at, n);
+    ch->extra_at += n;
     ch->nextra -= n;
-    memmove(ch->extra, ch->extra + n, ch->nextra);
     return n;
 }
 
@@ -107,22 +109,20 @@ static int recv_header(struct ob_channel *ch)
 {
     struct ob_msg *msg = ch->in;
 
-    if (ch->nextra && ch->in_got < HDR_SIZE)
-        ch->in_got += take_extra(ch, (uint8_t *)&msg->hdr + ch->in_got, HDR_SIZE - ch->in_got);
     while (ch->in_got < HDR_SIZE) {
         uint32_t missing = HDR_SIZE - ch->in_got;
-        unsigned nfds = msg->nfds;
-        bool lost = msg->fds_lost;
-        uint8_t bytes[HDR_SIZE + OB_AHEAD_MAX];
-        ssize_t n = read_some(ch, bytes, missing + ch->ahead);
-        if (n < 0)
-            return n == -EAGAIN ? 0 : (int)n;
-        ch->nextra = n > missing ? (uint32_t)n - missing : 0;
-        ch->own_fds = nfds;
-        ch->own_lost = lost;
-        memcpy((uint8_t *)&msg->hdr + ch->in_got, bytes, (uint32_t)n - ch->nextra);
-        memcpy(ch->extra, bytes + missing, ch->nextra);
-        ch->in_got += (uint32_t)n - ch->nextra;
+        if (ch->nextra == 0) {
+            unsigned nfds = msg->nfds;
+            bool lost = msg->fds_lost;
+            ssize_t n = read_some(ch, ch->extra, missing + ch->ahead);
+            if (n < 0)
+                return n == -EAGAIN ? 0 : (int)n;
+            ch->extra_at = 0;
+            ch->nextra = (uint32_t)n;
+            ch->own_fds = nfds;
+            ch->own_lost = lost;
+        }
+        ch->in_got += take_extra(ch, (uint8_t *)&msg->hdr + ch->in_got, missing);
     }
     if (msg->hdr.msg_size < HDR_SIZE)
         return -EPROTO;
@@ -208,12 +208,34 @@ static struct ob_msg *new_message(struct ob_channel *ch)
     return msg;
 }
 
+static bool takes_fds(const struct ob_wire_hdr *hdr)
+{
+    return hdr->cmd == OB_CMD_DMA_MAP || hdr->cmd == OB_CMD_DEVICE_SET_IRQS;
+}
+
+/* Whether fds that came with the bytes in ch->extra are those of a message that begins in it. */
+static bool extra_has_fds(const struct ob_channel *ch)
+{
+    struct ob_wire_hdr hdr;
+
+    if (ch->ahead != OB_AHEAD_BULK || !takes_fds(&ch->in->hdr))
+        return true;
+    for (uint32_t at = 0; at < ch->nextra; at += hdr.msg_size) {
+        if (ch->nextra - at < HDR_SIZE) /* nobody knows yet what it is */
+            return true;
+        memcpy(&hdr, ch->extra + ch->extra_at + at, HDR_SIZE);
+        if (takes_fds(&hdr) || hdr.msg_size < HDR_SIZE || hdr.msg_size > ch->nextra - at)
+            return takes_fds(&hdr);
+    }
+    return false;
+}
+
 /* A whole message in ch->in leaves; what came with the read that went beyond it stays. */
 static int leave_extra(struct ob_channel *ch)
 {
     struct ob_msg *from = ch->in, *to = NULL;
 
-    if (from->nfds > ch->own_fds || from->fds_lost != ch->own_lost) {
+    if ((from->nfds > ch->own_fds || from->fds_lost != ch->own_lost) && extra_has_fds(ch)) {
         to = new_message(ch);
         if (!to)
             return -ENOMEM;
@@ -236,7 +258,7 @@ bool ob_channel_ready(const struct ob_channel *ch)
 
     if (ch->nextra < HDR_SIZE)
         return false;
-    memcpy(&hdr, ch->extra, HDR_SIZE);
+    memcpy(&hdr, ch->extra + ch->extra_at, HDR_SIZE);
     return hdr.msg_size <= ch->nextra;
 }
 

@@ -177,6 +177,63 @@ static int gather(struct message *m, struct ob_wire_hdr *hdr, const struct iovec
     return 0;
 }
 
+/* Sends what was collected, or queues it. */
+static int send_corked(struct ob_channel *ch)
+{
+    struct message m = { .iov = { { ch->cork, ch->ncorked } }, .niov = 1, .total = ch->ncorked };
+    ssize_t n = 0;
+
+    if (ch->ncorked == 0)
+        return 0;
+    ch->ncorked = 0;
+    if (!ch->out_head)
+        n = send_some(ch->fd, m.iov, 1, NULL, 0);
+    if (n < 0 && n != -EAGAIN)
+        return (int)n;
+    if (n == (ssize_t)m.total || queue_rest(ch, &m, n > 0 ? (size_t)n : 0) == 0)
+        return 0;
+    shutdown(ch->fd, SHUT_RDWR); /* they were said to be on their way */
+    return -EPIPE;
+}
+
+void ob_channel_cork(struct ob_channel *ch)
+{
+    ch->corked = true;
+}
+
+int ob_channel_uncork(struct ob_channel *ch)
+{
+    ch->corked = false;
+    return send_corked(ch);
+}
+
+/* Puts a message behind those collected. 0; -E2BIG: it is too large for that. */
+static int collect(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                   unsigned niov)
+{
+    size_t len = sizeof(*hdr);
+    uint8_t *at;
+    int rc = 0;
+
+    for (unsigned i = 0; i < niov; i++) {
+        if (iov[i].iov_len > sizeof(ch->cork) / 2 - len)
+            return -E2BIG;
+        len += iov[i].iov_len;
+    }
+    if (len > sizeof(ch->cork) - ch->ncorked)
+        rc = send_corked(ch);
+    if (rc < 0)
+        return rc;
+    at = ch->cork + ch->ncorked;
+    hdr->msg_size = (uint32_t)len;
+    memcpy(at, hdr, sizeof(*hdr));
+    at += sizeof(*hdr);
+    for (unsigned i = 0; i < niov; at += iov[i++].iov_len)
+        memcpy(at, iov[i].iov_base, iov[i].iov_len);
+    ch->ncorked += (uint32_t)len;
+    return 0;
+}
+
 /* A message without fds that is not larger is sent from one piece: to copy it costs less than to
  * have the kernel gather it. */
 #define FLAT_MAX 256u
@@ -214,6 +271,16 @@ static int put_message(struct ob_channel *ch, struct ob_wire_hdr *hdr, const str
     size_t total;
     int rc;
 
+    if (ch->corked && !at_once && !ch->out_head && nfds == 0 && niov <= OB_CHANNEL_IOV_MAX) {
+        rc = collect(ch, hdr, iov, niov);
+        if (rc != -E2BIG)
+            return rc;
+    }
+    if (ch->ncorked) {
+        rc = send_corked(ch);
+        if (rc < 0)
+            return rc;
+    }
     if (!ch->out_head && nfds == 0 && niov <= OB_CHANNEL_IOV_MAX) {
         n = send_flat(ch->fd, hdr, iov, niov, &total);
         if (n >= 0 && (size_t)n == total)

@@ -284,7 +284,6 @@ static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, siz
     if (why)
         return refuse(errbuf, size, -EPROTONOSUPPORT, "the server cannot be used: %s", why);
     c->ready = true;
-    c->main.channel.ahead = c->twin.channel.ahead = OB_AHEAD_CLIENT;
     return 0;
 }
 

@@ -103,6 +103,33 @@ static int finish_change(struct ob_client *c, struct ob_request *req,
     return rc;
 }
 
+static void cork(struct ob_client *c, bool on)
+{
+    int rc = 0;
+
+    ob_client_lock(c);
+    if (on)
+        ob_channel_cork(&c->main.channel);
+    else if (!c->dead)
+        rc = ob_channel_uncork(&c->main.channel);
+    if (rc < 0)
+        ob_client_send_failed_locked(c, rc);
+    ob_client_want_output_locked(c, &c->main);
+    ob_client_unlock(c);
+}
+
+/* Starts the changes [from, to) together. */
+static void start_changes(struct ob_client *c, struct ob_request *window,
+                          struct ob_dma_change *changes, size_t from, size_t to)
+{
+    if (to - from > 1)
+        cork(c, true);
+    for (size_t i = from; i < to; i++)
+        changes[i].result = start_change(c, &window[i % OB_CLIENT_DMA_WINDOW], &changes[i]);
+    if (to - from > 1)
+        cork(c, false);
+}
+
 int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes, size_t count)
 {
     struct ob_request window[OB_CLIENT_DMA_WINDOW];
@@ -111,11 +138,15 @@ int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes,
     int first = 0;
 
     for (size_t i = 0; i < count; i++) {
-        for (; started < count && started - i < OB_CLIENT_DMA_WINDOW; started++)
-            changes[started].result =
-                hangs ? -ETIMEDOUT
-                      : start_change(client, &window[started % OB_CLIENT_DMA_WINDOW],
-                                     &changes[started]);
+        if (!hangs && started < count && started - i <= OB_CLIENT_DMA_WINDOW / 2) {
+            size_t to = count - i < OB_CLIENT_DMA_WINDOW ? count : i + OB_CLIENT_DMA_WINDOW;
+            start_changes(client, window, changes, started, to);
+            started = to;
+        }
+        if (i == started) { /* nothing more is sent */
+            changes[i].result = -ETIMEDOUT;
+            started++;
+        }
         if (changes[i].result == 0)
             changes[i].result =
                 finish_change(client, &window[i % OB_CLIENT_DMA_WINDOW], &changes[i]);

@@ -61,6 +61,8 @@
 /* Messages one ob_client_step() handles, so that a flooding server does not keep the embedder's
  * loop. */
 #define OB_CLIENT_STEP_MAX    32u
+/* Requests under way at which many replies are read at a time. */
+#define OB_CLIENT_BULK        4u
 /* DMA changes under way at a time. */
 #define OB_CLIENT_DMA_WINDOW  128u
 /* Calls by one thread after which it counts as the only one. */
@@ -133,7 +135,8 @@ struct ob_client {
     unsigned ncommands; /* of the server, that were served */
     unsigned eager;     /* waits during which the loop is not left disarmed */
     uint16_t last_id;
-    unsigned npending, nlate;
+    atomic_uint npending; /* written under the lock */
+    unsigned nlate;
     struct ob_request *pending[OB_PENDING_BUCKETS];
     struct ob_late late[OB_CLIENT_LATE_MAX];
     struct ob_waiter *sleepers; /* oldest first */

@@ -99,11 +99,14 @@ static void twin_ended(struct ob_client *c)
  * with the role, without the lock. */
 static struct ob_msg *next_message(struct ob_client *c, struct ob_socket *s)
 {
+    bool many = atomic_load_explicit(&c->npending, memory_order_relaxed) >= OB_CLIENT_BULK;
     bool fdless = s == &c->main && c->twin.channel.fd >= 0;
     unsigned reading = atomic_load_explicit(&c->reading, memory_order_relaxed);
     struct ob_msg *msg;
     int rc;
 
+    if (c->ready)
+        s->channel.ahead = many ? OB_AHEAD_BULK : OB_AHEAD_CLIENT;
     if (fdless) {
         atomic_store(&c->reading, reading + 1);
         s->channel.fdless = atomic_load(&c->fd_replies) == 0;

@@ -167,6 +167,8 @@ static int64_t exchange(struct ob_session *session, uint16_t cmd, uint64_t addre
 
     rc =
         ob_channel_queue(dma_channel(session), &hdr, iov, cmd == OB_CMD_DMA_WRITE ? 2 : 1, NULL, 0);
+    if (rc == 0)
+        rc = ob_channel_uncork(dma_channel(session));
     if (rc < 0)
         return broken(session, rc);
     rc = receive_reply(session, &hdr, deadline, &msg);

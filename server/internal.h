@@ -132,6 +132,7 @@ struct ob_server {
     int epoll_fd, stop_fd, wake_fd, spare_fd;
     struct ob_source *wake; /* its fd is always readable: watched while there is work left */
     bool awake, stepping, stop;
+    bool has_read;              /* in this step, from the client */
     unsigned spun;              /* waits by polling; where the next one is in its rounds */
     struct ob_spin spin;        /* for requests */
     struct ob_spin dma_spin;    /* for answers to message DMA */

@@ -263,13 +263,14 @@ static int wait_events(struct ob_server *server, struct epoll_event *events, int
 static int handle_events(struct ob_server *server, const struct epoll_event *events, int n)
 {
     server->stepping = true;
+    server->has_read = false;
     for (int i = 0; i < n; i++) {
         struct ob_source *source = events[i].data.ptr;
 
         if (source->ready)
             source->ready(source->opaque, events[i].events);
     }
-    if (server->session && ob_session_has_work(server->session))
+    if (!server->has_read && server->session && ob_session_has_work(server->session))
         ob_session_read(server->session);
     return end_step(server);
 }

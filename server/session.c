@@ -147,30 +147,53 @@ void ob_session_rearm(struct ob_session *session)
         ob_server_kick(session->server);
 }
 
+/* Sends the answers that were collected. */
+static void uncork(struct ob_session *session)
+{
+    int rc = session->ch.corked ? ob_channel_uncork(&session->ch) : 0;
+
+    if (rc < 0)
+        ob_session_broken(session, rc);
+}
+
 /*
- * A request that is answered ends the turn: its sender mostly waits for that, and to look for
- * another at once would cost a system call in vain.
+ * Handles one message. Takes it. Whether to look for another at once: the sender of a request that
+ * is answered mostly waits for that, and the look would be a system call in vain. But who maps or
+ * unmaps memory mostly does it many times: these answers are collected.
  */
+static bool handle(struct ob_session *session, struct ob_msg *msg)
+{
+    struct ob_channel *ch = &session->ch;
+    bool bulk = msg->hdr.cmd == OB_CMD_DMA_MAP || msg->hdr.cmd == OB_CMD_DMA_UNMAP, answered;
+
+    if (bulk)
+        ob_channel_cork(ch);
+    else
+        uncork(session);
+    answered = ob_dispatch(session, msg);
+    ob_channel_recycle(ch, msg);
+    ch->ahead = bulk || !answered ? OB_AHEAD_BULK : OB_AHEAD_SERVER;
+    return bulk || !answered || ob_channel_ready(ch);
+}
+
 bool ob_session_read(struct ob_session *session)
 {
+    bool more = true;
     unsigned i;
 
-    for (i = 0; i < OB_STEP_REQUESTS && may_read(session); i++) {
+    session->server->has_read = true;
+
+    for (i = 0; more && i < OB_STEP_REQUESTS && may_read(session); i++) {
         struct ob_msg *msg;
         int rc = next_message(session, &msg);
-        bool answered;
 
         if (rc < 0)
             ob_session_broken(session, rc);
         if (rc <= 0)
             break;
-        answered = ob_dispatch(session, msg);
-        ob_channel_recycle(&session->ch, msg);
-        if (answered) {
-            i++;
-            break;
-        }
+        more = handle(session, msg);
     }
+    uncork(session);
     ob_session_rearm(session);
     return i > 0 || session->doomed;
 }

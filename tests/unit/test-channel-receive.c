@@ -3,6 +3,7 @@
 #include "wire.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -139,6 +140,43 @@ TEST(merged_fds, "merged-fds")
     close_pair(&p);
     for (int i = 0; i < 3; i++)
         close(fds[i]);
+}
+
+/* Reads that take many messages: each that may have fds has its own, merged or not. */
+TEST(bulk_fds, "bulk-fds")
+{
+    static const uint16_t cmds[5] = { OB_CMD_REGION_WRITE, OB_CMD_DMA_MAP, OB_CMD_REGION_WRITE,
+                                      OB_CMD_DMA_UNMAP, OB_CMD_DMA_MAP };
+    const int fd = open_null();
+    uint8_t buf[512];
+    size_t at[6] = { 0 };
+    struct pair p;
+
+    for (unsigned i = 0; i < 5; i++) {
+        at[i + 1] = at[i] + make_msg(buf + at[i], (uint16_t)(i + 1), 32);
+        memcpy(buf + at[i] + offsetof(struct ob_wire_hdr, cmd), &cmds[i], sizeof(cmds[i]));
+    }
+    open_pair(&p, 64);
+    p.ch.ahead = OB_AHEAD_BULK;
+    for (unsigned i = 0; i < 5; i++) /* each by itself */
+        send_raw(p.raw, buf + at[i], at[i + 1] - at[i], &fd, cmds[i] == OB_CMD_DMA_MAP);
+    for (unsigned i = 0; i < 5; i++)
+        expect(&p, (uint16_t)(i + 1), 32, cmds[i] == OB_CMD_DMA_MAP);
+    expect_nothing(&p);
+    for (unsigned cut = 0; cut < 48; cut += 5) { /* a map and what follows it, cut somewhere */
+        send_raw(p.raw, buf, at[1], NULL, 0);
+        send_raw(p.raw, buf + at[1], at[3] - at[1] + cut, &fd, 1);
+        if (cut % 2)
+            expect(&p, 1, 32, 0);
+        send_raw(p.raw, buf + at[3] + cut, at[4] - at[3] - cut, NULL, 0);
+        if (cut % 2 == 0)
+            expect(&p, 1, 32, 0);
+        expect(&p, 2, 32, cut == 0 || cut >= 16);
+        expect(&p, 3, 32, 0);
+        expect(&p, 4, 32, cut > 0 && cut < 16);
+    }
+    close_pair(&p);
+    close(fd);
 }
 
 TEST(late_fds, "fds-on-a-later-byte")

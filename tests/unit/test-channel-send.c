@@ -67,6 +67,49 @@ TEST(one_sendmsg, "one-message-is-one-sendmsg")
     close(fd);
 }
 
+TEST(corked, "corked-messages-go-out-together-and-are-not-overtaken")
+{
+    struct ob_wire_hdr hdr = { .cmd = 9 };
+    char bytes[3000] = { 0 };
+    struct iovec small = { bytes, 100 }, large = { bytes, sizeof(bytes) };
+    const int fd = open_null();
+    struct pair p;
+
+    open_pair(&p, 64);
+    ob_channel_cork(&p.ch);
+    for (unsigned i = 0; i < 10; i++)
+        CHECK_INT(ob_channel_queue(&p.ch, &hdr, &small, 1, NULL, 0), 0);
+    CHECK_INT(recv(p.raw, bytes, sizeof(bytes), MSG_DONTWAIT), -1);
+    send_plan.calls = 0;
+    CHECK_INT(ob_channel_uncork(&p.ch), 0);
+    CHECK_INT(send_plan.calls, 1);
+    CHECK_INT(recv(p.raw, bytes, sizeof(bytes), MSG_DONTWAIT), 10 * (HDR + 100));
+    /* Before a large one, before one with fds, before one that must go at once; and when they are
+     * many. */
+    for (unsigned i = 0; i < 3; i++) {
+        ob_channel_cork(&p.ch);
+        hdr.msg_id = 1;
+        CHECK_INT(ob_channel_queue(&p.ch, &hdr, &small, 1, NULL, 0), 0);
+        hdr.msg_id = 2;
+        if (i == 2)
+            CHECK_INT(ob_channel_try(&p.ch, &hdr, &small, 1, NULL, 0), 0);
+        else
+            CHECK_INT(ob_channel_queue(&p.ch, &hdr, i ? &small : &large, 1, &fd, i), 0);
+        CHECK_INT(recv(p.raw, bytes, HDR + 100, MSG_DONTWAIT), HDR + 100);
+        CHECK_INT(((struct ob_wire_hdr *)(void *)bytes)->msg_id, 1);
+        CHECK(recv(p.raw, bytes, sizeof(bytes), MSG_DONTWAIT) >= (ssize_t)HDR + 100);
+        CHECK_INT(((struct ob_wire_hdr *)(void *)bytes)->msg_id, 2);
+        while (recv(p.raw, bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+            ;
+    }
+    for (unsigned i = 0; i < 100; i++)
+        CHECK_INT(ob_channel_queue(&p.ch, &hdr, &small, 1, NULL, 0), 0);
+    CHECK(recv(p.raw, bytes, sizeof(bytes), MSG_DONTWAIT) > 1000);
+    CHECK_INT(ob_channel_uncork(&p.ch), 0);
+    close_pair(&p);
+    close(fd);
+}
+
 TEST(queue_order, "queue-keeps-order")
 {
     const int fd = open_null();
