@@ -27,6 +27,7 @@ struct ob_msg {
     uint8_t *payload; /* hdr.msg_size - 16 bytes; NULL when there are none */
     uint32_t len;
     bool oversize; /* the payload exceeded the limit: it was drained, payload is NULL, len 0 */
+    bool sunk;     /* what follows the fixed part of the payload went into the sink */
     bool fds_lost; /* more fds came than we take: the surplus was closed */
     unsigned nfds;
     struct ob_msg *next; /* for the owner's lists */
@@ -41,6 +42,14 @@ bool ob_fd_is_eventfd(int fd);
 /* Frees the message and closes the fds nobody claimed. NULL is allowed. */
 void ob_msg_free(struct ob_msg *msg);
 
+/* Where the data of a reply goes that is waited for, when it has just that size. */
+struct ob_sink {
+    uint16_t msg_id, cmd;
+    uint32_t fixed; /* bytes of the payload before it, at most OB_MSG_INLINE */
+    void *data;
+    uint32_t len;
+};
+
 /* The most that one read takes beyond a header before it is known how long the payload is. See
  * receive.c for what makes these right. */
 #define OB_AHEAD_SERVER 20u
@@ -51,12 +60,13 @@ struct ob_channel {
     int fd;
     uint32_t payload_max;
     /* receiving half */
-    uint32_t ahead;       /* OB_AHEAD_*; 0: nothing is read ahead */
-    bool fdless;          /* fds that come now are of no use, and not received */
-    struct ob_msg *in;    /* being assembled, or waiting for its first byte; NULL at first */
-    struct ob_msg *spare; /* for the next one; exchanged atomically, by any thread */
-    uint32_t in_got;      /* bytes of header and payload that are there (or drained) */
-    uint32_t own_fds;     /* of ch->in, where a read went beyond it */
+    uint32_t ahead;             /* OB_AHEAD_*; 0: nothing is read ahead */
+    bool fdless;                /* fds that come now are of no use, and not received */
+    const struct ob_sink *sink; /* NULL: none */
+    struct ob_msg *in;          /* being assembled, or waiting for its first byte; NULL at first */
+    struct ob_msg *spare;       /* for the next one; exchanged atomically, by any thread */
+    uint32_t in_got;            /* bytes of header and payload that are there (or drained) */
+    uint32_t own_fds;           /* of ch->in, where a read went beyond it */
     bool own_lost;
     uint32_t nextra;   /* bytes of messages after it, which were read with it */
     uint32_t extra_at; /* where they begin in extra */
@@ -85,6 +95,8 @@ void ob_channel_fini(struct ob_channel *ch);
  * is lost; other negative errno of recvmsg() or malloc().
  */
 int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out);
+/* The sink goes; the rest of a message that was going into it is dropped. */
+void ob_channel_unsink(struct ob_channel *ch);
 /* Whether a whole message is at hand that poll() may know nothing of. */
 bool ob_channel_ready(const struct ob_channel *ch);
 /* ob_msg_free(), but its memory is kept for a message to come. Any thread. */

@@ -126,7 +126,8 @@ static int recv_header(struct ob_channel *ch)
     }
     if (msg->hdr.msg_size < HDR_SIZE)
         return -EPROTO;
-    msg->oversize = msg->hdr.msg_size - HDR_SIZE > ch->payload_max;
+    if (ch->in_got == HDR_SIZE)
+        msg->oversize = msg->hdr.msg_size - HDR_SIZE > ch->payload_max;
     return 1;
 }
 
@@ -152,6 +153,39 @@ static int grow(struct ob_channel *ch, uint32_t got, uint32_t total, uint32_t *r
     return 0;
 }
 
+static bool goes_into_sink(const struct ob_channel *ch)
+{
+    const struct ob_wire_hdr *hdr = &ch->in->hdr;
+    const struct ob_sink *sink = ch->sink;
+
+    return sink && hdr->flags == OB_HDR_REPLY && hdr->msg_id == sink->msg_id &&
+           hdr->cmd == sink->cmd && hdr->msg_size == HDR_SIZE + sink->fixed + sink->len;
+}
+
+/* Where the next bytes of the payload go, and how many. */
+static int place(struct ob_channel *ch, uint32_t got, uint32_t total, uint8_t **at, uint32_t *room)
+{
+    struct ob_msg *msg = ch->in;
+    int rc = 0;
+
+    if (got == 0 && goes_into_sink(ch)) {
+        msg->sunk = true;
+        msg->payload = msg->small;
+        msg->len = total;
+    }
+    if (!msg->sunk) {
+        rc = grow(ch, got, total, room);
+        *at = msg->payload + got;
+    } else if (got < ch->sink->fixed) {
+        *at = msg->small + got;
+        *room = ch->sink->fixed - got;
+    } else {
+        *at = (uint8_t *)ch->sink->data + (got - ch->sink->fixed);
+        *room = total - got;
+    }
+    return rc;
+}
+
 /* 1 when the payload is whole, 0 when it is not yet, or a negative errno. */
 static int recv_payload(struct ob_channel *ch)
 {
@@ -160,11 +194,11 @@ static int recv_payload(struct ob_channel *ch)
 
     while (ch->in_got - HDR_SIZE < total) {
         uint32_t got = ch->in_got - HDR_SIZE, room;
-        int rc = grow(ch, got, total, &room);
+        uint8_t *at = NULL;
+        int rc = place(ch, got, total, &at, &room);
         if (rc < 0)
             return rc;
-        ssize_t n = ch->nextra ? take_extra(ch, msg->payload + got, room)
-                               : read_some(ch, msg->payload + got, room);
+        ssize_t n = ch->nextra ? take_extra(ch, at, room) : read_some(ch, at, room);
         if (n < 0)
             return n == -EAGAIN ? 0 : (int)n;
         ch->in_got += n;
@@ -191,6 +225,19 @@ static int drain(struct ob_channel *ch)
     return 1;
 }
 
+void ob_channel_unsink(struct ob_channel *ch)
+{
+    struct ob_msg *msg = ch->in;
+
+    ch->sink = NULL;
+    if (!msg || !msg->sunk)
+        return;
+    msg->sunk = false;
+    msg->oversize = true;
+    msg->payload = NULL;
+    msg->len = 0;
+}
+
 /* A message without a byte. Its fds stay unset as long as nfds is 0. */
 static struct ob_msg *new_message(struct ob_channel *ch)
 {
@@ -201,7 +248,7 @@ static struct ob_msg *new_message(struct ob_channel *ch)
     if (msg) {
         msg->payload = NULL;
         msg->len = 0;
-        msg->fds_lost = false;
+        msg->fds_lost = msg->sunk = false;
         msg->nfds = 0;
         msg->next = NULL;
     }

@@ -129,7 +129,7 @@ static struct ob_out *out_new(const struct iovec *iov, unsigned niov, size_t ski
 
 /* A message on its way out: the header and what follows it. */
 struct message {
-    struct iovec iov[OB_CHANNEL_IOV_MAX + 1];
+    struct iovec iov[OB_CHANNEL_IOV_MAX + 1], rest[OB_CHANNEL_IOV_MAX + 1];
     unsigned niov;
     size_t total;
     const int *fds;
@@ -262,6 +262,41 @@ static ssize_t send_flat(int fd, struct ob_wire_hdr *hdr, const struct iovec *io
     return n < 0 ? -errno : n;
 }
 
+/* A receiver that is at it gets this long to make room for more of a large message: to queue the
+ * rest would cost a copy. */
+#define PATIENCE_NS 20000
+
+/* Sends what follows the first sent bytes, as long as the socket goes on taking it. How many were
+ * sent then, or a negative errno. */
+static ssize_t send_on(int fd, struct message *m, ssize_t sent)
+{
+    int64_t until_ns = ob_now_ns() + PATIENCE_NS;
+    size_t skip = (size_t)sent;
+    unsigned at = 0;
+
+    while ((size_t)sent < m->total) {
+        ssize_t n;
+
+        for (; skip >= m->iov[at].iov_len; at++)
+            skip -= m->iov[at].iov_len;
+        m->rest[0] =
+            (struct iovec){ (uint8_t *)m->iov[at].iov_base + skip, m->iov[at].iov_len - skip };
+        for (unsigned i = at + 1; i < m->niov; i++)
+            m->rest[i - at] = m->iov[i];
+        n = send_some(fd, m->rest, m->niov - at, NULL, 0);
+        if (n < 0 && n != -EAGAIN)
+            return n;
+        if (n < 0 && ob_now_ns() >= until_ns)
+            break;
+        if (n > 0) {
+            sent += n;
+            skip += (size_t)n;
+            until_ns = ob_now_ns() + PATIENCE_NS;
+        }
+    }
+    return sent;
+}
+
 /* at_once: not at all, rather than queued from its beginning. */
 static int put_message(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                        unsigned niov, const int *fds, unsigned nfds, bool at_once)
@@ -296,6 +331,8 @@ static int put_message(struct ob_channel *ch, struct ob_wire_hdr *hdr, const str
         if (m.total > OB_CHANNEL_QUEUE_MAX - ch->out_bytes)
             return -ENOBUFS;
         n = ch->out_head ? 0 : send_some(ch->fd, m.iov, m.niov, fds, nfds);
+        if (n > 0)
+            n = send_on(ch->fd, &m, n);
     }
     if (n < 0 && n != -EAGAIN)
         return (int)n;

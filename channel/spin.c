@@ -14,6 +14,8 @@
 
 /* Threads of this process that poll now, and the CPUs of the machine. */
 static atomic_uint spinners, cpus;
+/* Polls that this thread is inside of: what a poll has brought may lead to another one. */
+static _Thread_local unsigned depth;
 
 void ob_spin_init(struct ob_spin *spin, unsigned budget_us)
 {
@@ -36,8 +38,8 @@ int64_t ob_spin_begin(struct ob_spin *spin)
         limit = spin->budget_ns;
     }
     spin->skipped = 0;
-    if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) + 1 >=
-        atomic_load_explicit(&cpus, memory_order_relaxed)) {
+    if (depth++ == 0 && atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) + 1 >=
+                            atomic_load_explicit(&cpus, memory_order_relaxed)) {
         ob_spin_end();
         return 0;
     }
@@ -46,7 +48,8 @@ int64_t ob_spin_begin(struct ob_spin *spin)
 
 void ob_spin_end(void)
 {
-    atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
+    if (--depth == 0)
+        atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
 }
 
 void ob_spin_relax(unsigned i, bool yield)

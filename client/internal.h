@@ -113,6 +113,7 @@ struct ob_client {
     struct ob_caps caps;    /* the server's; constant once connected */
     bool ready;             /* negotiated; constant once connected */
     struct ob_spin spin;    /* belongs to the role */
+    unsigned twin_busy;     /* belongs to the role; > 0 while commands come over the twin */
     atomic_uint fd_replies; /* under way, or late, that may have fds */
     atomic_uint reading;    /* odd while the main socket is read; written by the role */
     struct ob_socket main, twin;

@@ -37,8 +37,10 @@ static void release_role_locked(struct ob_client *c)
     }
 }
 
-/* Looks at the main socket between two at the twin, over which little comes. */
+/* Looks at the main socket between two at the twin, over which mostly little comes. After a command
+ * it gets every second one, for so many polls. */
 #define SPIN_TWIN_EVERY 16
+#define TWIN_BUSY       64
 
 static void receive_failed(struct ob_client *c, int rc, bool torn)
 {
@@ -81,6 +83,8 @@ static bool take_message_and_lock(struct ob_client *c, struct ob_socket *s, stru
         ob_client_lock(c);
         ob_request_complete_locked(c, msg);
     } else {
+        if (s == &c->twin)
+            c->twin_busy = TWIN_BUSY;
         goes_on = take_other(c, s, msg);
         ob_client_lock(c);
     }
@@ -178,11 +182,14 @@ static struct ob_msg *poll_message(struct ob_client *c, struct ob_socket **s, in
                                    bool shared)
 {
     bool has_twin = c->twin.channel.fd >= 0;
+    unsigned every = c->twin_busy ? 2 : SPIN_TWIN_EVERY;
 
+    if (c->twin_busy)
+        c->twin_busy--;
     for (unsigned i = 1; !c->dead; i++) {
         struct ob_msg *msg;
 
-        *s = has_twin && i % SPIN_TWIN_EVERY == 0 ? &c->twin : &c->main;
+        *s = has_twin && i % every == 0 ? &c->twin : &c->main;
         msg = next_message(c, *s);
         if (msg)
             return msg;

@@ -161,21 +161,25 @@ static int64_t exchange(struct ob_session *session, uint16_t cmd, uint64_t addre
     struct ob_wire_hdr hdr = { .msg_id = session->next_id++, .cmd = cmd, .flags = OB_HDR_COMMAND };
     struct ob_wire_dma_access access = { .address = address, .count = len };
     struct iovec iov[2] = { { &access, sizeof(access) }, { data, len } };
+    struct ob_sink sink = { hdr.msg_id, cmd, sizeof(access), data, len };
+    struct ob_channel *ch = dma_channel(session);
     struct ob_msg *msg = NULL;
     int64_t moved;
     int rc;
 
-    rc =
-        ob_channel_queue(dma_channel(session), &hdr, iov, cmd == OB_CMD_DMA_WRITE ? 2 : 1, NULL, 0);
+    rc = ob_channel_queue(ch, &hdr, iov, cmd == OB_CMD_DMA_WRITE ? 2 : 1, NULL, 0);
     if (rc == 0)
-        rc = ob_channel_uncork(dma_channel(session));
+        rc = ob_channel_uncork(ch);
     if (rc < 0)
         return broken(session, rc);
+    if (cmd == OB_CMD_DMA_READ)
+        ch->sink = &sink;
     rc = receive_reply(session, &hdr, deadline, &msg);
+    ob_channel_unsink(ch);
     if (rc < 0)
         return rc;
     moved = check_reply(session, msg, cmd, len);
-    if (moved > 0 && cmd == OB_CMD_DMA_READ)
+    if (moved > 0 && cmd == OB_CMD_DMA_READ && !msg->sunk)
         memcpy(data, msg->payload + sizeof(access), (size_t)moved);
     ob_msg_free(msg);
     return moved == 0 ? -EIO : moved;

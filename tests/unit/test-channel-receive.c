@@ -179,6 +179,62 @@ TEST(bulk_fds, "bulk-fds")
     close(fd);
 }
 
+TEST(sink, "data-that-is-waited-for-goes-where-it-belongs")
+{
+    enum { FIXED = 16, LEN = 40000 };
+    static uint8_t buf[HDR + FIXED + LEN + 1], data[LEN];
+    const struct ob_sink sink = { 7, OB_CMD_DMA_READ, FIXED, data, LEN };
+    const uint32_t reply = OB_HDR_REPLY;
+    const uint16_t cmd = OB_CMD_DMA_READ;
+    struct ob_msg *msg;
+    struct pair p;
+
+    for (uint32_t extra = 0; extra < 2; extra++) { /* of its size, and not */
+        size_t len = make_msg(buf, 7, FIXED + LEN + extra);
+        memcpy(buf + offsetof(struct ob_wire_hdr, flags), &reply, sizeof(reply));
+        memcpy(buf + offsetof(struct ob_wire_hdr, cmd), &cmd, sizeof(cmd));
+        for (size_t cut = 0; cut < len; cut += cut < 40 ? 1 : 9973) {
+            open_pair(&p, OB_PAYLOAD_MAX);
+            p.ch.sink = &sink;
+            memset(data, 0, sizeof(data));
+            send_raw(p.raw, buf, cut, NULL, 0);
+            if (cut)
+                expect_nothing(&p);
+            send_raw(p.raw, buf + cut, len - cut, NULL, 0);
+            CHECK_INT(ob_channel_recv(&p.ch, &msg), 1);
+            CHECK_INT(msg->sunk, extra == 0);
+            CHECK_INT(msg->len, FIXED + LEN + extra);
+            CHECK_MEM(msg->payload, buf + HDR, FIXED);
+            if (msg->sunk)
+                CHECK_MEM(data, buf + HDR + FIXED, LEN);
+            else
+                CHECK_INT(data[0] | data[LEN - 1], 0);
+            ob_msg_free(msg);
+            close_pair(&p);
+        }
+    }
+    /* Given up half-way: the rest goes nowhere, and the stream goes on. */
+    make_msg(buf, 7, FIXED + LEN);
+    memcpy(buf + offsetof(struct ob_wire_hdr, flags), &reply, sizeof(reply));
+    memcpy(buf + offsetof(struct ob_wire_hdr, cmd), &cmd, sizeof(cmd));
+    open_pair(&p, OB_PAYLOAD_MAX);
+    p.ch.sink = &sink;
+    send_raw(p.raw, buf, HDR + FIXED + 100, NULL, 0);
+    expect_nothing(&p);
+    ob_channel_unsink(&p.ch);
+    memset(data, 0, sizeof(data));
+    send_raw(p.raw, buf + HDR + FIXED + 100, LEN - 100, NULL, 0);
+    CHECK_INT(ob_channel_recv(&p.ch, &msg), 1);
+    CHECK(msg->oversize && !msg->payload);
+    ob_msg_free(msg);
+    for (int i = 0; i < LEN; i++)
+        CHECK_INT(data[i], 0);
+    make_msg(buf, 8, 20);
+    send_raw(p.raw, buf, HDR + 20, NULL, 0);
+    expect(&p, 8, 20, 0);
+    close_pair(&p);
+}
+
 TEST(late_fds, "fds-on-a-later-byte")
 {
     const int fd = open_null();

@@ -3,6 +3,7 @@
 #include "channel/spin.h"
 #include "harness.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 enum { BUDGET_US = 50, BUDGET_NS = BUDGET_US * 1000 };
@@ -67,18 +68,46 @@ TEST(off, "a-budget-of-0-never-polls")
         CHECK_INT(wait_of(&spin, 100), 0);
 }
 
-TEST(spare_cpus, "no-more-poll-than-there-are-cpus-to-spare")
+static void *poll_once(void *opaque)
 {
-    struct ob_spin spins[1024];
+    int *limit = opaque;
+    struct ob_spin spin;
+
+    ob_spin_init(&spin, BUDGET_US);
+    *limit = ob_spin_begin(&spin) > 0;
+    return NULL; /* and is still at it */
+}
+
+TEST(spare_cpus, "no-more-threads-poll-than-there-are-cpus-to-spare")
+{
     int cpus = (int)sysconf(_SC_NPROCESSORS_ONLN), polling = 0;
+    struct ob_spin spin;
 
     need_two_cpus();
-    CHECK(cpus <= 1024);
     for (int i = 0; i < cpus; i++) {
-        ob_spin_init(&spins[i], BUDGET_US);
-        polling += ob_spin_begin(&spins[i]) > 0;
+        pthread_t thread;
+        int polls;
+
+        CHECK_INT(pthread_create(&thread, NULL, poll_once, &polls), 0);
+        CHECK_INT(pthread_join(thread, NULL), 0);
+        polling += polls;
     }
     CHECK_INT(polling, cpus - 1);
-    ob_spin_end();
-    CHECK(ob_spin_begin(&spins[cpus - 1]) > 0);
+    ob_spin_init(&spin, BUDGET_US);
+    CHECK_INT(ob_spin_begin(&spin), 0);
+}
+
+TEST(nested, "thread-that-polls-may-poll-for-what-that-led-to")
+{
+    struct ob_spin outer, inner;
+
+    need_two_cpus();
+    ob_spin_init(&outer, BUDGET_US);
+    ob_spin_init(&inner, BUDGET_US);
+    for (int i = 0; i < 3; i++) {
+        CHECK(ob_spin_begin(&outer) > 0);
+        CHECK(ob_spin_begin(&inner) > 0);
+        ob_spin_end();
+        ob_spin_end();
+    }
 }
