@@ -113,6 +113,7 @@ int test_ask(struct test *t, uint16_t cmd, const void *payload, size_t len)
 
 void test_is_ok(struct test *t, int got, uint16_t cmd)
 {
+    MUST(t, got >= 0, "the server closed the connection instead of answering %s", ob_strcmd(cmd));
     MUST(t, got == 0, "%s was refused: %s", ob_strcmd(cmd), strerror(got));
 }
 

@@ -47,6 +47,7 @@ static void second_refused(struct test *t)
 static void next_in(struct test *t)
 {
     test_hang_up(t);
+    MUST(t, !t->listener->mortal, "the server ends when its client leaves");
     test_served(t);
 }
 

@@ -89,6 +89,7 @@ void test_close_all(struct test *t)
     for (unsigned i = 0; i < t->nlinks; i++)
         if (t->links[i] >= 0)
             close(t->links[i]);
+    test_let_end(t);
 }
 
 int test_eventfd(struct test *t)

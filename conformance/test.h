@@ -54,6 +54,12 @@ struct trace {
     uint8_t head[TRACE_HEAD]; /* TRACE_EVENT: a text */
 };
 
+/* The process that listens. */
+struct listener {
+    int pidfd;   /* -1: not known */
+    bool mortal; /* it ends when its client leaves, and something starts it anew */
+};
+
 struct test;
 struct entry;
 
@@ -65,6 +71,7 @@ struct test {
     uint64_t random;     /* state of test_random() */
     int64_t deadline_ns; /* of the case */
     bool patient;        /* the server has been reached before: it is worth waiting for */
+    struct listener *listener;
 
     int links[TEST_LINKS]; /* -1: closed */
     unsigned nlinks, at;   /* at: the one that the helpers talk through */
@@ -132,6 +139,11 @@ int64_t test_now_ns(void);
 void test_connect(struct test *t);
 /* Closes the connection that is talked through. */
 void test_hang_up(struct test *t);
+/* Whether the server's process has ended, or does so in this time. */
+bool test_server_ends(const struct test *t, int wait_ms);
+/* A client has left: a mortal server is let end, or the next connection would be to one that dies.
+ */
+void test_let_end(const struct test *t);
 /* These bytes in one sendmsg(). That the server has closed is left for the receiver to find. */
 void test_put(struct test *t, const void *bytes, size_t len, const int *fds, unsigned nfds);
 /* Gives the peer the time to read what there is, so that it sees a message in pieces. It is free to

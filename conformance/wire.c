@@ -14,12 +14,14 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #define NS_PER_MS 1000000
 #define SETTLE_MS 10
+#define END_MS    500
 
 int64_t test_now_ns(void)
 {
@@ -58,6 +60,32 @@ static int connect_to(struct test *t, int fd, const struct sockaddr_un *address)
     return 0;
 }
 
+/* The socket says who listened on it. */
+static void know_listener(struct test *t)
+{
+    struct ucred peer = { 0 };
+    socklen_t len = sizeof(peer);
+
+    if (t->listener->pidfd >= 0)
+        close(t->listener->pidfd);
+    t->listener->pidfd = -1;
+    if (getsockopt(t->links[t->at], SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && peer.pid > 0)
+        t->listener->pidfd = (int)syscall(SYS_pidfd_open, peer.pid, 0);
+}
+
+bool test_server_ends(const struct test *t, int wait_ms)
+{
+    struct pollfd p = { .fd = t->listener->pidfd, .events = POLLIN };
+
+    return p.fd >= 0 && poll(&p, 1, wait_ms) == 1;
+}
+
+void test_let_end(const struct test *t)
+{
+    if (t->listener && t->listener->mortal)
+        test_server_ends(t, END_MS);
+}
+
 void test_connect(struct test *t)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -77,6 +105,7 @@ void test_connect(struct test *t)
     rc = connect_to(t, t->links[at], &address);
     MUST(t, rc == 0, "cannot connect: %s", strerror(-rc));
     t->connected = true;
+    know_listener(t);
     test_trace(t, TRACE_EVENT, "connected", 9, 0);
 }
 
@@ -85,6 +114,7 @@ void test_hang_up(struct test *t)
     test_trace(t, TRACE_EVENT, "closed by us", 12, 0);
     close(t->links[t->at]);
     t->links[t->at] = -1;
+    test_let_end(t);
 }
 
 /* ---- Sending ------------------------------------------------------------------------------- */

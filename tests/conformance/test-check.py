@@ -78,6 +78,43 @@ def _(tmp):
     assert done.stdout.startswith("pass         stream/size-0\n1 cases: 1 passed,"), done
 
 
+@contextlib.contextmanager
+def ending_with_its_client(path):
+    """Our server, that ends as soon as its client has left, and is started anew."""
+    running, ready, over = [], threading.Event(), threading.Event()
+
+    def start_again_and_again():
+        while not over.is_set():
+            with subprocess.Popen([OUTBOARD, "serve", "null", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  text=True) as process:
+                running[:] = [process]
+                if process.stdout.readline():
+                    ready.set()
+                next((line for line in process.stderr if "client left" in line or over.is_set()), None)
+                process.kill()
+
+    thread = threading.Thread(target=start_again_and_again)
+    thread.start()
+    try:
+        assert ready.wait(10), "it did not start"
+        yield
+    finally:
+        over.set()
+        while thread.is_alive():
+            running[0].kill()
+            thread.join(0.1)
+
+
+@case("server-that-ends-with-its-client-is-blamed-for-that-alone")
+def _(tmp):
+    with ending_with_its_client(tmp / "s"):
+        done = check(tmp / "s", "--only", "message/*")
+    assert done.returncode == 0, done.stdout
+    with ending_with_its_client(tmp / "next"):
+        done = check(tmp / "next", "--only", "session/next-client")
+    assert "next-client: the server ends when its client leaves\n" in done.stdout, done
+
+
 # ---- Results in other forms
 
 
