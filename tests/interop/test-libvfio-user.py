@@ -3,61 +3,31 @@
 """With libvfio-user's sample programs, taken from a build of it that OUTBOARD_LIBVFIO_USER names."""
 import contextlib
 import errno
-import json
-import os
 import pathlib
 import re
 import struct
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from case import OUTBOARD, case, main, skip  # noqa: E402
+from case import case, main  # noqa: E402
 from guest import boot, pci_address, serve  # noqa: E402
 from peer import Peer, Refused  # noqa: E402
-from vm import stop  # noqa: E402
+from peers import check, info, mortal_server, peer_server, program  # noqa: E402
 
 GET_INFO, FEATURE, STOP_COPY = 4, 16, 3
-BUILD_OF_PEER = os.environ.get("OUTBOARD_LIBVFIO_USER")
 
 
 def sample(name):
-    if not BUILD_OF_PEER:
-        skip("OUTBOARD_LIBVFIO_USER does not name a build of libvfio-user")
-    program = pathlib.Path(BUILD_OF_PEER, "samples", name)
-    if not program.exists():
-        skip(f"there is no {program}")
-    return program
-
-
-def listens(path):
-    """It is there some time before somebody listens on it."""
-    lines = [line.split() for line in pathlib.Path("/proc/net/unix").read_text().splitlines()[1:]]
-    return any(words[7:] == [str(path)] and int(words[3], 16) & 0x10000 for words in lines)
+    return program("OUTBOARD_LIBVFIO_USER", f"samples/{name}")
 
 
 @contextlib.contextmanager
 def sample_server(tmp, name, *args):
     """Its path, and its log's."""
-    path, log = tmp / f"{name}.sock", tmp / f"{name}.log"
-    with open(log, "wb") as out:
-        process = subprocess.Popen([sample(name), *args, path], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    try:
-        deadline = time.monotonic() + 10
-        while not listens(path):
-            if process.poll() is not None:
-                skip(f"the sample {name} does not start: {log.read_text().strip().splitlines()[-1:]}")
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    path = tmp / f"{name}.sock"
+    with peer_server(tmp, [sample(name), *args, path], path) as log:
         yield path, log
-    finally:
-        stop(process)
-
-
-def info(path):
-    return json.loads(subprocess.run([OUTBOARD, "info", path, "--json"], stdout=subprocess.PIPE, check=True,
-                                     timeout=30).stdout)
 
 
 @case("library-describes-its-gpio")
@@ -87,7 +57,8 @@ def _(tmp):
 
 @case("library-describes-its-mappable-bar")
 def _(tmp):
-    with sample_server(tmp, "server") as (path, _):
+    path = tmp / "server.sock"
+    with mortal_server([sample("server"), path], path):
         areas = info(path)["regions"][1]["mappable"]
         assert [(a["offset"], a["size"]) for a in areas] == [(0, 0x1000), (0x2000, 0x1000)], areas
 
@@ -107,12 +78,11 @@ def _(tmp):
 
 @case("its-server-gets-our-memory-map-and-interrupts", 180)
 def _(tmp):
-    with sample_server(tmp, "server", "-v") as (path, log):
-        with boot(tmp, f"vfio-user-pci,socket={path}") as vm:
-            vm.run(f"test -d /sys/bus/pci/devices/{pci_address(vm, 'dead:beef')}")
+    with sample_server(tmp, "server", "-v") as (path, log), boot(tmp, f"vfio-user-pci,socket={path}") as vm:
+        vm.run(f"test -d /sys/bus/pci/devices/{pci_address(vm, 'dead:beef')}")
         text = log.read_text()
-    assert re.search(r"mapped DMA region iova=\[0x100000, ", text), text
-    assert re.search(r"setting IRQ INTx flags=0x24 range \[0, 1\)", text), text
+        assert re.search(r"mapped DMA region iova=\[0x100000, ", text), text
+        assert re.search(r"setting IRQ INTx flags=0x24 range \[0, 1\)", text), text
 
 
 @case("its-client-negotiates-with-every-server-of-ours", 120)
@@ -127,6 +97,13 @@ def _(tmp):
             assert "config_space.id.vid == 0xdead" in done.stdout, (name, done.stdout)
             with Peer(server.path) as peer:  # and the next client is served
                 assert len(peer.read(7, 0, 4)) == 4
+
+
+for _name, _least in (("gpio-pci-idio-16", 330), ("server", 300)):
+    @case(f"conformance-suite-survives-its-{_name}", 260)
+    def _(tmp, name=_name, least=_least):
+        with mortal_server([sample(name), tmp / "s"], tmp / "s"):
+            check(tmp / "s", least)
 
 
 main()
