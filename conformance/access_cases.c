@@ -355,6 +355,33 @@ static void capabilities_chain(struct test *t)
     }
 }
 
+/* Id and next of a capability, and the whole header of an extended one. */
+static void header_stays(struct test *t, uint32_t at, uint32_t size)
+{
+    uint32_t header = device_read(t, CONFIG, at, size);
+
+    device_write(t, CONFIG, at, ~header, size);
+    MUST(t, device_read(t, CONFIG, at, size) == header,
+         "the header of the capability at 0x%x can be written", at);
+}
+
+static void capability_headers(struct test *t)
+{
+    uint32_t at = 0;
+
+    need_config(t);
+    if (device_read(t, CONFIG, 0x06, 2) & 0x10)
+        at = device_read(t, CONFIG, 0x34, 1);
+    if (!at)
+        test_not_offered(t, "the device has no capabilities");
+    for (unsigned n = 0; at >= 0x40 && n < 48; n++) {
+        header_stays(t, at, 2);
+        at = device_read(t, CONFIG, at + 1, 1);
+    }
+    if (t->dev->regions[CONFIG].size > 256)
+        header_stays(t, 256, 4);
+}
+
 static void reset_clears_command(struct test *t)
 {
     need_config(t);
@@ -400,6 +427,8 @@ static const struct entry entries[] = {
          bars_size_regions),
     CASE("config/capability-list", "R-REGION-18", "the capability list is sound",
          capabilities_chain),
+    CASE("config/capability-headers", "R-REGION-18",
+         "writes to the headers of capabilities are ignored", capability_headers),
     CASE("config/reset-clears-command", "R-DEVICE-5", "a reset includes config space",
          reset_clears_command),
 };

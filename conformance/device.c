@@ -173,10 +173,10 @@ uint32_t device_arm_any(struct test *t, int fd)
     return index;
 }
 
-int device_feature(struct test *t, uint32_t flags, const void *data, size_t len, uint32_t room)
+int device_feature(struct test *t, uint32_t flags, const void *data, size_t len, int room)
 {
     uint8_t payload[256];
-    struct ob_wire_feature head = { (uint32_t)(sizeof(head) + len) + room, flags };
+    struct ob_wire_feature head = { (uint32_t)(sizeof(head) + len) + (uint32_t)room, flags };
 
     memcpy(payload, &head, sizeof(head));
     if (len)

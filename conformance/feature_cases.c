@@ -99,12 +99,16 @@ static void methods(struct test *t)
 static void unknown(struct test *t)
 {
     static const uint32_t numbers[] = { 0, 3, 4, 5, 9, 10, 255, 0xffff };
+    static const uint64_t data[3] = { 1, PAGE, PAGE };
 
     for (unsigned i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
         feature_refused(t, GET | numbers[i], NULL, 0);
         feature_refused(t, SET | numbers[i], NULL, 0);
         feature_refused(t, PROBE | GET | numbers[i], NULL, 0);
     }
+    feature_refused(t, SET | OB_FEATURE_MIGRATION, data, sizeof(data));
+    feature_refused(t, GET | OB_FEATURE_DMA_LOGGING_START, data, sizeof(data));
+    feature_refused(t, SET | OB_FEATURE_DMA_LOGGING_REPORT, data, sizeof(data));
     test_alive(t);
 }
 
@@ -117,6 +121,8 @@ static void probe(struct test *t)
     MUST(t, t->in.len == sizeof(ask) && memcmp(t->in.data, &ask, sizeof(ask)) == 0,
          "the reply to PROBE is not the request");
     feature_refused(t, PROBE | SET | OB_FEATURE_MIGRATION, NULL, 0);
+    feature_refused(t, PROBE | GET | SET | OB_FEATURE_MIGRATION, NULL, 0);
+    test_is_ok(t, feature(t, PROBE | OB_FEATURE_MIGRATION, NULL, 0), OB_CMD_DEVICE_FEATURE);
     state_is(t, RUNNING);
 }
 
@@ -131,6 +137,22 @@ static void no_room_for_reply(struct test *t)
     memcpy(&ask, t->in.data, sizeof(ask));
     MUST(t, ask.argsz == t->in.len, "argsz of the reply is %u, it has %u bytes", ask.argsz,
          t->in.len);
+}
+
+/* The reply to a SET is as long as its request. */
+static void no_room_for_echo(struct test *t)
+{
+    uint32_t data[2] = { STOP };
+
+    need_migration(t);
+    test_is_refused(t, device_feature(t, SET | STATE, data, sizeof(data), -8), 0,
+                    OB_CMD_DEVICE_FEATURE);
+    test_is_refused(t, device_feature(t, SET | STATE, data, sizeof(data), -1), 0,
+                    OB_CMD_DEVICE_FEATURE);
+    state_is(t, RUNNING);
+    test_is_ok(t, device_feature(t, SET | STATE, data, sizeof(data), 0), OB_CMD_DEVICE_FEATURE);
+    state_is(t, STOP);
+    must_set_state(t, RUNNING);
 }
 
 static void data_differs(struct test *t)
@@ -320,16 +342,26 @@ static void torn_data(struct test *t)
 static void data_out_of_state(struct test *t)
 {
     static const uint8_t none[8];
+    static const struct {
+        uint32_t state;
+        bool read, write;
+    } ways[] = { { STOP, false, false },
+                 { STOP_COPY, true, false },
+                 { RESUMING, false, true },
+                 { PRE_COPY, true, false } };
+    unsigned n;
 
     test_is_refused(t, read_data(t, 8, 16), 0, OB_CMD_MIG_DATA_READ);
     test_is_refused(t, write_data(t, none, 8), 0, OB_CMD_MIG_DATA_WRITE);
-    need_migration(t);
-    must_set_state(t, STOP);
-    test_is_refused(t, read_data(t, 8, 16), 0, OB_CMD_MIG_DATA_READ);
-    test_is_refused(t, write_data(t, none, 8), 0, OB_CMD_MIG_DATA_WRITE);
-    must_set_state(t, STOP_COPY);
-    test_is_refused(t, write_data(t, none, 8), 0, OB_CMD_MIG_DATA_WRITE);
-    must_set_state(t, RUNNING);
+    n = need_migration(t) & PRE_COPY_BIT ? 4 : 3;
+    for (unsigned i = 0; i < n; i++) {
+        must_set_state(t, ways[i].state);
+        if (!ways[i].read)
+            test_is_refused(t, read_data(t, 8, 16), 0, OB_CMD_MIG_DATA_READ);
+        if (!ways[i].write)
+            test_is_refused(t, write_data(t, none, 8), 0, OB_CMD_MIG_DATA_WRITE);
+        must_set_state(t, RUNNING);
+    }
 }
 
 static void data_limits(struct test *t)
@@ -342,12 +374,53 @@ static void data_limits(struct test *t)
     must_set_state(t, RUNNING);
 }
 
+/* What a WRITE says and has may differ. */
+static int write_says(struct test *t, uint32_t argsz, uint32_t size, uint32_t has)
+{
+    static uint8_t payload[sizeof(struct ob_wire_mig_data) + OB_DATA_XFER_MAX + 1];
+    struct ob_wire_mig_data ask = { argsz, size };
+
+    memcpy(payload, &ask, sizeof(ask));
+    return test_ask(t, OB_CMD_MIG_DATA_WRITE, payload, sizeof(ask) + has);
+}
+
+static void write_limits(struct test *t)
+{
+    uint32_t limit = t->dev->caps.max_data_xfer_size;
+
+    need_migration(t);
+    must_set_state(t, RESUMING);
+    test_is_refused(t, write_says(t, 24, 16, 15), 0, OB_CMD_MIG_DATA_WRITE);
+    test_is_refused(t, write_says(t, 24, 16, 0), 0, OB_CMD_MIG_DATA_WRITE);
+    test_is_refused(t, write_says(t, 23, 16, 16), 0, OB_CMD_MIG_DATA_WRITE);
+    test_is_refused(t, write_says(t, UINT32_MAX, UINT32_MAX, 16), 0, OB_CMD_MIG_DATA_WRITE);
+    if (limit <= OB_DATA_XFER_MAX)
+        test_is_refused(t, write_says(t, limit + 9, limit + 1, limit + 1), 0,
+                        OB_CMD_MIG_DATA_WRITE);
+    must_set_state(t, RUNNING); /* nothing was written: it keeps what it had */
+}
+
+static void clients_limit(struct test *t)
+{
+    static const char json[] = "{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":4096,"
+                               "\"migration\":{\"pgsize\":4096}}}";
+
+    test_is_ok(t, test_version(t, 0, 0, json, sizeof(json)), OB_CMD_VERSION);
+    need_migration(t);
+    must_set_state(t, STOP_COPY);
+    test_is_refused(t, read_data(t, 4097, 4105), 0, OB_CMD_MIG_DATA_READ);
+    test_is_ok(t, read_data(t, 4096, 4104), OB_CMD_MIG_DATA_READ);
+    must_set_state(t, RUNNING);
+}
+
 static const struct entry entries[] = {
     CASE("feature/methods", "R-FEATURE-1", "one method, and no undefined flag", methods),
     CASE("feature/unknown", "R-FEATURE-2", "features that nobody knows are refused", unknown),
     CASE("feature/probe", "R-FEATURE-3 R-FEATURE-4", "PROBE tells which methods there are", probe),
     CASE("feature/no-room-for-reply", "R-FEATURE-5", "a GET without room for its data is refused",
          no_room_for_reply),
+    CASE("feature/no-room-for-echo", "R-FEATURE-4",
+         "a SET without room for its reply is refused and does nothing", no_room_for_echo),
     CASE("feature/data-differs", "R-FEATURE-6",
          "less data than the feature's is refused, more is not", data_differs),
     CASE("migration/flags", "R-MIG-1 R-MIG-2", "MIGRATION has STOP_COPY, the device is RUNNING",
@@ -369,6 +442,10 @@ static const struct entry entries[] = {
          data_out_of_state),
     CASE("migration/data-limits", "R-MIG-16", "a size above argsz or the limit is refused",
          data_limits),
+    CASE("migration/write-limits", "R-MIG-16 R-MIG-17",
+         "data that is shorter than it says, or longer than can be, is refused", write_limits),
+    RAW("migration/clients-limit", "R-MIG-16", "no read is larger than the client takes",
+        clients_limit),
 };
 
 CASES(feature_cases, entries);

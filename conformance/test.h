@@ -214,8 +214,9 @@ int device_unmap(struct test *t, uint32_t flags, uint64_t address, uint64_t size
 /* SET_IRQS; fds and bools may be NULL. Returns the errno, 0 after a success. */
 int device_set_irqs(struct test *t, uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
                     const uint8_t *bools, const int *fds, unsigned nfds);
-/* DEVICE_FEATURE with so many bytes of data, and room for them and so many more in the reply. */
-int device_feature(struct test *t, uint32_t flags, const void *data, size_t len, uint32_t room);
+/* DEVICE_FEATURE with so many bytes of data, and room for them and so many more in the reply, or
+ * for fewer: room may be negative. */
+int device_feature(struct test *t, uint32_t flags, const void *data, size_t len, int room);
 /* Gives vector 0 of the first IRQ index that the device has the eventfd, and returns the index. A
  * device without interrupts ends the case: not offered. */
 uint32_t device_arm_any(struct test *t, int fd);

@@ -82,6 +82,15 @@ static void other_major(struct test *t)
     refuse_bytes(t, 1, plain, sizeof(plain));
 }
 
+static void unknown_first(struct test *t)
+{
+    uint16_t id = test_send(t, 999, plain, sizeof(plain));
+
+    MUST(t, test_reply_or_end(t, 999, id) != 0, "a command that nobody knows was answered");
+    test_closed(t);
+    test_served(t);
+}
+
 static void twice(struct test *t)
 {
     MUST(t, test_version(t, 0, 0, plain, sizeof(plain)) == 0, "VERSION was refused");
@@ -153,6 +162,8 @@ BAD(maps_zero, CAPS("\"max_dma_maps\":0"))
 BAD(pages_small, CAPS("\"pgsizes\":512"))
 BAD(multiple_number, CAPS("\"write_multiple\":1"))
 BAD(twin_boolean, CAPS("\"twin_socket\":true"))
+BAD(migration_string, CAPS("\"migration\":\"23\""))
+BAD(migration_page_string, CAPS("\"migration\":{\"pgsize\":\"big\"}"))
 BAD(trailing_text, "{} {}")
 
 static void no_nul(struct test *t)
@@ -317,6 +328,8 @@ static const struct entry entries[] = {
         newer_minor),
     RAW("version/other-major", "R-VERSION-4", "another major version ends the connection",
         other_major),
+    RAW("version/unknown-command-first", "R-VERSION-2",
+        "a command that nobody knows, before VERSION, ends the connection", unknown_first),
     RAW("version/twice", "R-VERSION-3", "a second VERSION is refused, the connection stays", twice),
     RAW("version/twice-other-capabilities", "R-VERSION-3", "a second VERSION changes nothing",
         twice_with_capabilities),
@@ -363,6 +376,10 @@ static const struct entry entries[] = {
         "a write_multiple of the wrong type ends the connection", multiple_number),
     RAW("version/twin-socket-boolean", "R-CAPS-4",
         "a twin_socket of the wrong type ends the connection", twin_boolean),
+    RAW("version/migration-string", "R-CAPS-4", "a migration of the wrong type ends the connection",
+        migration_string),
+    RAW("version/migration-pgsize-string", "R-CAPS-4",
+        "a page size of migration of the wrong type ends the connection", migration_page_string),
     RAW("version/reply-values", "R-CAPS-4",
         "the capabilities in the reply have their types and ranges", reply_values),
     RAW("version/reply-fits-qemu", "R-VERSION-8", "the reply fits what QEMU's client has room for",

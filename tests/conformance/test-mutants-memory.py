@@ -215,7 +215,8 @@ def on_report(rule, name, cases):
 
 def everything(m):
     """A report of more than any case has, with another id."""
-    return m.but(number=m.number ^ 0x8000, payload=struct.pack("<IIQQQ", 4096, REPORT | 0x10000, 0, 1 << 22, 4096))
+    return m.but(number=m.number ^ 0x8000, cmd=FEATURE,
+                 payload=struct.pack("<IIQQQ", 4096, REPORT | 0x10000, 0, 1 << 22, 4096))
 
 
 class Reporter(Unbroken):
@@ -306,6 +307,12 @@ class _(Unbroken):
         return m.with_field(40, 2, "<Q") if stale else m
 
 
+@mutant("R-LOG-4", "an-unmap-clears-all", "dirty/unmap-forgets", "edu")
+class _(Reporter):
+    def request(self, link, m):
+        return [everything(m), m] if m.cmd == DMA_UNMAP and not m.field(4) else m
+
+
 @on_reply("R-MIG-11", "logging-outlives-its-client", "dirty/leaving-stops", "edu")
 def _(request, m):
     return request.success(request.payload + bytes(8)) if logs(request, REPORT) and not m.ok else m
@@ -335,6 +342,11 @@ def _(request, m):
 @on_dirty_unmap("R-DMA-18", "answered-while-off", "dirty/unmap-while-off")
 def _(request, m):
     return request.success(request.payload + bytes(request.field(32, "<Q")))
+
+
+@on_dirty_unmap("R-DMA-18", "bitmap-of-any-size", "dirty/unmap", "null")
+def _(request, m):
+    return request.success(request.payload) if request.field(32, "<Q") > 1 << 20 else m
 
 
 # ---- Leaving

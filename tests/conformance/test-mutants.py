@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Servers that break one rule each: `outboard check` finds every one, by a case of that rule.
 
-Header, order, sessions, regions and interrupts; memory is in test-mutants-memory.py."""
+Header, order, sessions, regions and interrupts; memory is in test-mutants-memory.py, and what can migrate in
+test-mutants-migration.py."""
 import os
 import pathlib
 import struct
@@ -133,6 +134,11 @@ def _(link, m):
     return m.with_field(0, 0) if m.cmd == DMA_MAP and m.field(0) != 32 else m
 
 
+@on_reply("R-HDR-16", "argsz-returned-as-it-came", "message/device-get-irq-info-argsz-larger")
+def _(request, m):
+    return m.with_field(0, request.field(0)) if m.cmd == IRQ_INFO and m.ok else m
+
+
 # ---- Framing and order
 
 @mutant("R-FRAME-4", "header-must-come-whole", "stream/device-get-info-split")
@@ -229,6 +235,11 @@ class _(Unbroken):
         return None if request.payload == b"" and m.cmd == VERSION else m
 
 
+@on_request("R-VERSION-2", "waits-for-a-version", "version/unknown-command-first")
+def _(link, m):
+    return link.send(link.client, m.refusal()) if m.cmd == 999 else m
+
+
 @on_reply("R-VERSION-3", "negotiates-again", "version/twice")
 def _(request, m):
     return request.success(request.payload) if m.cmd == VERSION else m
@@ -267,6 +278,11 @@ def _(link, m):
 @on_request("R-CAPS-4", "types-not-checked", "version/max-msg-fds-string")
 def _(link, m):
     return m.but(payload=m.payload.replace(b'"8"', b"8")) if m.cmd == VERSION else m
+
+
+@on_request("R-CAPS-4", "migration-not-looked-at", "version/migration-*")
+def _(link, m):
+    return m.but(payload=m.payload[:4] + b"{}\0") if b"migration" in m.payload else m
 
 
 @on_request("R-CAPS-5", "nul-not-needed", "version/no-nul")
@@ -331,6 +347,11 @@ def _(request, m):
 @on_request("R-REGION-18", "writes-of-two-bytes-refused", "config/write-sizes")
 def _(link, m):
     return m.with_field(8, 99) if m.cmd == WRITE and m.field(12) == 2 else m
+
+
+@on_reply("R-REGION-18", "capability-headers-refused", "config/capability-headers", "edu")
+def _(request, m):
+    return request.refusal(1) if m.cmd == WRITE and request.field(8) == 7 and request.field(0) >= 0x40 else m
 
 
 @on_reply("R-REGION-19", "bars-of-another-size", "config/bars-size-regions")
