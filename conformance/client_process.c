@@ -85,7 +85,7 @@ void process_accept(struct test *t)
     t->links[0] = accept4(p->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     MUST(t, t->links[0] >= 0, "cannot accept the connection: %s", strerror(errno));
     t->nlinks = 1;
-    t->connected = true;
+    t->connections++;
     t->deadline_ns = test_now_ns() +
                      (int64_t)p->opt->timeout_ms * 1000000 * (t->entry->slow ? t->entry->slow : 1);
     test_trace(t, TRACE_EVENT, "connected", 9, 0);

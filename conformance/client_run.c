@@ -140,7 +140,7 @@ static void run_entry(struct runner *r, const struct entry *entry, char **bytes)
         *bytes = process_output(p, test_trace_text(t));
     device_play_fini(p);
     test_close_all(t);
-    r->strikes = t->connected ? 0 : r->strikes + 1;
+    r->strikes = t->connections ? 0 : r->strikes + 1;
 }
 
 /* ---- All of them --------------------------------------------------------------------------- */
@@ -193,7 +193,7 @@ static int run_all(struct runner *r, struct list *list, void (*listening)(void *
     run_entry(r, &learning, NULL);
     if (r->test.verdict == CHECK_FAIL)
         r->play.probes = false;
-    reached = r->test.connected;
+    reached = r->test.connections > 0;
     if (!reached)
         snprintf(why, why_size, "%s", r->test.why);
     for (size_t i = 0; reached && i < list->count; i++)

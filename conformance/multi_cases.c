@@ -125,7 +125,7 @@ static void third_fails(struct test *t)
 /* A client that did not say so. */
 static void not_negotiated(struct test *t)
 {
-    test_is_ok(t, test_version(t, 0, 0, "{}", 3), OB_CMD_VERSION);
+    test_is_ok(t, test_version(t, 0, 0, TEST_PLAIN, sizeof(TEST_PLAIN)), OB_CMD_VERSION);
     multi.count = 0;
     add(1);
     test_refused(t, 0, OB_CMD_REGION_WRITE_MULTI, &multi, length());

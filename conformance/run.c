@@ -84,7 +84,7 @@ static void run_entry(struct runner *r, const struct entry *entry, void *opaque)
         entry->run(t);
     }
     test_close_all(t);
-    r->reached |= t->connected;
+    r->reached |= t->connections > 0;
     r->strikes = t->verdict == CHECK_FAIL && !t->heard ? r->strikes + 1 : 0;
 }
 
@@ -133,7 +133,7 @@ int check_run(const struct check_options *opt,
     r->opt = opt;
     r->listener.pidfd = -1;
     run_entry(r, &learning, &r->dev);
-    if (!r->test.connected) {
+    if (!r->test.connections) {
         snprintf(why, why_size, "%s", r->test.why);
         list_free(&list);
         free(r);

@@ -33,7 +33,7 @@ static void second_refused(struct test *t)
     unsigned first = t->at;
 
     test_connect(t);
-    int got = test_version(t, 0, 0, "{}", 3);
+    int got = test_version(t, 0, 0, TEST_PLAIN, sizeof(TEST_PLAIN));
 
     MUST(t, got != 0, "a second client was let in beside the first");
     if (got != EBUSY)

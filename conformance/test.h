@@ -78,8 +78,9 @@ struct test {
     uint16_t next_id;
     int fds[TEST_FDS];
     unsigned nfds;
-    struct msg in;         /* the message received last */
-    bool connected, heard; /* once; there was a message */
+    struct msg in;        /* the message received last */
+    unsigned connections; /* ever made */
+    bool heard;           /* there was a message */
     /* A command of the server that comes while a reply is awaited; NULL: EFAULT is answered. */
     void (*serve)(struct test *t, const struct msg *msg);
     void *opaque;
@@ -141,6 +142,9 @@ void test_connect(struct test *t);
 void test_hang_up(struct test *t);
 /* Whether the server's process has ended, or does so in this time. */
 bool test_server_ends(const struct test *t, int wait_ms);
+#define END_MS 500
+/* ... and is not a mortal one. */
+bool test_server_died(const struct test *t, int wait_ms);
 /* A client has left: a mortal server is let end, or the next connection would be to one that dies.
  */
 void test_let_end(const struct test *t);
@@ -188,6 +192,10 @@ void test_closed(struct test *t);
 void test_served(struct test *t);
 /* VERSION with these bytes of JSON (NULL: none); returns what test_reply_or_end() does. */
 int test_version(struct test *t, uint16_t major, uint16_t minor, const char *json, size_t len);
+/* An object of capabilities that nobody should mind: rust-vmm's crate does without them, but not
+ * without the key. */
+#define TEST_CAPS(inside) "{\"capabilities\":{" inside "}}"
+#define TEST_PLAIN        TEST_CAPS("")
 /* VERSION as the suite mostly sends it. */
 void test_negotiate(struct test *t);
 

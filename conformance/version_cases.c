@@ -10,10 +10,9 @@
 
 #define VERSION_BYTES ((uint32_t)sizeof(struct ob_wire_version))
 
-#define CAPS(inside) "{\"capabilities\":{" inside "}}"
+#define CAPS TEST_CAPS
 
-/* What nobody should mind. rust-vmm's crate does without an object, but not without this key. */
-static const char plain[] = CAPS("");
+static const char plain[] = TEST_PLAIN;
 
 /* ---- What it answers ------------------------------------------------------------------------ */
 

@@ -21,7 +21,6 @@
 
 #define NS_PER_MS 1000000
 #define SETTLE_MS 10
-#define END_MS    500
 
 int64_t test_now_ns(void)
 {
@@ -80,6 +79,11 @@ bool test_server_ends(const struct test *t, int wait_ms)
     return p.fd >= 0 && poll(&p, 1, wait_ms) == 1;
 }
 
+bool test_server_died(const struct test *t, int wait_ms)
+{
+    return !t->listener->mortal && test_server_ends(t, wait_ms);
+}
+
 void test_let_end(const struct test *t)
 {
     if (t->listener && t->listener->mortal)
@@ -104,7 +108,8 @@ void test_connect(struct test *t)
     MUST(t, t->links[at] >= 0, "no socket: %s", strerror(errno));
     rc = connect_to(t, t->links[at], &address);
     MUST(t, rc == 0, "cannot connect: %s", strerror(-rc));
-    t->connected = true;
+    MUST(t, !t->connections || !test_server_died(t, 0), "%s has ended", t->peer);
+    t->connections++;
     know_listener(t);
     test_trace(t, TRACE_EVENT, "connected", 9, 0);
 }

@@ -79,8 +79,8 @@ def _(tmp):
 
 
 @contextlib.contextmanager
-def ending_with_its_client(path):
-    """Our server, that ends as soon as its client has left, and is started anew."""
+def ending(path, words):
+    """Our server, that ends as soon as it has said these words, and is started anew."""
     running, ready, over = [], threading.Event(), threading.Event()
 
     def start_again_and_again():
@@ -90,7 +90,7 @@ def ending_with_its_client(path):
                 running[:] = [process]
                 if process.stdout.readline():
                     ready.set()
-                next((line for line in process.stderr if "client left" in line or over.is_set()), None)
+                next((line for line in process.stderr if words in line or over.is_set()), None)
                 process.kill()
 
     thread = threading.Thread(target=start_again_and_again)
@@ -107,12 +107,20 @@ def ending_with_its_client(path):
 
 @case("server-that-ends-with-its-client-is-blamed-for-that-alone")
 def _(tmp):
-    with ending_with_its_client(tmp / "s"):
+    with ending(tmp / "s", "client left"):
         done = check(tmp / "s", "--only", "message/*")
     assert done.returncode == 0, done.stdout
-    with ending_with_its_client(tmp / "next"):
+    with ending(tmp / "next", "client left"):
         done = check(tmp / "next", "--only", "session/next-client")
     assert "next-client: the server ends when its client leaves\n" in done.stdout, done
+
+
+@case("server-that-ends-otherwise-fails-the-case-that-ended-it")
+def _(tmp):
+    with ending(tmp / "s", " refused: "):
+        done = check(tmp / "s", "--only", "version/*")
+    blamed = re.findall(r"^FAIL +(\S+): the server has ended$", done.stdout, re.M)
+    assert blamed and not {"version/no-json", "version/spaces", "version/reply-values"} & set(blamed), done.stdout
 
 
 # ---- Results in other forms

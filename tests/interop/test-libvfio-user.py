@@ -99,7 +99,7 @@ def _(tmp):
                 assert len(peer.read(7, 0, 4)) == 4
 
 
-for _name, _least in (("gpio-pci-idio-16", 330), ("server", 300)):
+for _name, _least in (("gpio-pci-idio-16", 300), ("server", 310)):
     @case(f"conformance-suite-survives-its-{_name}", 260)
     def _(tmp, name=_name, least=_least):
         with mortal_server([sample(name), tmp / "s"], tmp / "s"):
