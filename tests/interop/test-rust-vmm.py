@@ -1,13 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""With the server of rust-vmm's crate vfio-user, its example gpio. OUTBOARD_RUST_VFIO_USER names cargo's folder of the
-build (target/release). It serves one client and ends; the crate has no program that is a client."""
+"""With rust-vmm's crate vfio-user: its example gpio, which serves one client and ends, and a client of ours that is
+linked to it. OUTBOARD_RUST_VFIO_USER names cargo's folder of the build (target/release)."""
 import pathlib
+import shutil
+import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from case import case, main  # noqa: E402
-from guest import boot, pci_address  # noqa: E402
+from case import case, main, skip  # noqa: E402
+from guest import boot, disk, pci_address, serve  # noqa: E402
 from peers import check, info, mortal_server, peer_server, program  # noqa: E402
 
 
@@ -40,6 +42,24 @@ def _(tmp):
 def _(tmp):
     with mortal_server(words(tmp / "s"), tmp / "s"):
         check(tmp / "s", 130)
+
+
+@case("its-client-uses-every-server-of-ours", 120)
+def _(tmp):
+    crate = program("OUTBOARD_RUST_VFIO_USER", "libvfio_user.rlib")
+    if not shutil.which("rustc"):
+        skip("there is no rustc")
+    client = tmp / "client"
+    subprocess.run(["rustc", "--edition=2021", "-o", client, pathlib.Path(__file__).with_name("rust_client.rs"),
+                    "--extern", f"vfio_user={crate}", "-L", f"dependency={crate.parent}/deps"], check=True)
+    memory = disk(tmp, "memory", size_mib=1)
+    for name, args, identity in (("gpio", (), "494f:0dc8"), ("edu", (), "1234:11e8"), ("null", (), "4f42:0002"),
+                                 ("nvme", ("mem:1M",), "4f42:0001")):
+        with serve(tmp, name, *args) as server:
+            for _ in range(2):  # the second finds what the first left
+                done = subprocess.run([client, server.path, memory], stdin=subprocess.DEVNULL, timeout=20,
+                                      capture_output=True, text=True)
+                assert (done.returncode, done.stdout.strip()) == (0, identity), (name, done)
 
 
 main()
