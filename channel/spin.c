@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "channel/spin.h"
+#include "channel/channel.h"
 
 #include <sched.h>
 #include <stdatomic.h>
@@ -7,8 +8,13 @@
 #include <unistd.h>
 
 #define SCORE_MAX      8u
-#define TRIAL_EVERY    16u /* waits, while polling does not pay */
-#define YIELD_EVERY    16u /* looks */
+#define TRIAL_EVERY    16u  /* waits, while polling does not pay */
+#define YIELD_EVERY    16u  /* looks */
+#define OTHERS_RAN_NS  1200 /* a yield to nobody takes a third of that */
+#define MOVE_AFTER     6u
+#define MOVE_EVERY_NS  3000000
+#define PAUSE_AFTER    24u
+#define PAUSE_WAITS    256u
 #define MARGIN_NS      2000
 #define FORGET_DIVISOR 128
 
@@ -32,6 +38,10 @@ int64_t ob_spin_begin(struct ob_spin *spin)
 
     if (spin->budget_ns == 0)
         return 0;
+    if (spin->paused) {
+        spin->paused--;
+        return 0;
+    }
     if (spin->score == 0) {
         if (++spin->skipped < TRIAL_EVERY)
             return 0;
@@ -52,10 +62,50 @@ void ob_spin_end(void)
         atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
 }
 
-void ob_spin_relax(unsigned i, bool yield)
+/* Runs on another CPU than now; which ones it may run on stays as it is. False: there is no other.
+ */
+static bool move(void)
 {
-    if (yield || i % YIELD_EVERY == YIELD_EVERY - 1)
+    cpu_set_t all, others;
+    int cpu = sched_getcpu();
+
+    if (cpu < 0 || sched_getaffinity(0, sizeof(all), &all) != 0)
+        return false;
+    others = all;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0)
+        return false;
+    sched_setaffinity(0, sizeof(all), &all);
+    return true;
+}
+
+static void find_shared(struct ob_spin *spin, int64_t now_ns, bool can_move)
+{
+    unsigned enough = can_move ? MOVE_AFTER : PAUSE_AFTER;
+
+    if (++spin->shared < enough || now_ns - spin->moved_ns < MOVE_EVERY_NS)
+        return;
+    spin->shared = 0;
+    spin->moved_ns = now_ns;
+    if (!can_move || !move())
+        spin->paused = PAUSE_WAITS;
+}
+
+void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield, bool can_move)
+{
+    int64_t before_ns, after_ns;
+
+    if (yield)
         sched_yield();
+    if (yield || i % YIELD_EVERY != YIELD_EVERY - 1)
+        return;
+    before_ns = ob_now_ns();
+    sched_yield();
+    after_ns = ob_now_ns();
+    if (after_ns - before_ns > OTHERS_RAN_NS)
+        find_shared(spin, after_ns, can_move);
+    else
+        spin->shared = 0;
 }
 
 void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns)

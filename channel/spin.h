@@ -21,6 +21,9 @@ struct ob_spin {
     int64_t peak_ns;   /* the longest of recent waits within the budget, forgotten slowly */
     unsigned score;    /* of recent waits; 0: polling does not pay */
     unsigned skipped;  /* waits since the last trial */
+    unsigned shared;   /* times in a row that others ran when the CPU was offered to them */
+    unsigned paused;   /* waits that do not poll, because the CPU is shared */
+    int64_t moved_ns;  /* when the CPU was changed last */
 };
 
 void ob_spin_init(struct ob_spin *spin, unsigned budget_us);
@@ -28,8 +31,15 @@ void ob_spin_init(struct ob_spin *spin, unsigned budget_us);
  * when the polling has ended, whatever it has brought. */
 int64_t ob_spin_begin(struct ob_spin *spin);
 void ob_spin_end(void);
-/* Between two looks at the socket; i counts them. yield: others of this process wait for a CPU. */
-void ob_spin_relax(unsigned i, bool yield);
+/*
+ * Between two looks at the socket; i counts them. yield: others of this process wait for a CPU.
+ *
+ * The kernel wakes a thread on the CPU of who woke it when the machine has few, and leaves it
+ * there; two that poll on one CPU get little done. When the CPU turns out to be shared again and
+ * again, a thread that may choose (can_move) goes to another one that it may run on; else it polls
+ * no more for a while.
+ */
+void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield, bool can_move);
 /* How long the wait took in the end, sleep included. */
 void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns);
 

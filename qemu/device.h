@@ -97,7 +97,8 @@ typedef struct ObLink {
     int64_t quiet_until_ms; /* no further error line before */
     QemuMutex lock;
     QemuCond idle;
-    unsigned waiting; /* threads inside the client without the BQL; under lock */
+    unsigned waiting; /* threads inside the client without the BQL; atomic */
+    bool closing;     /* obq_link_fini() waits for those; atomic */
 } ObLink;
 
 struct ObPci {

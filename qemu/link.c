@@ -97,9 +97,7 @@ static struct ob_client *link_enter(ObPci *d, bool unlocked, Wait *wait)
     wait->guard->engaged_in_io = false;
     wait->view = current_cpu ? current_cpu->as->current_map : NULL;
     object_ref(OBJECT(d));
-    qemu_mutex_lock(&d->link.lock);
-    d->link.waiting++;
-    qemu_mutex_unlock(&d->link.lock);
+    qatomic_inc(&d->link.waiting);
     OB_BQL_UNLOCK();
     return client;
 }
@@ -109,11 +107,11 @@ static void link_leave(ObPci *d, Wait *wait)
     if (!wait->unlocked) {
         return;
     }
-    qemu_mutex_lock(&d->link.lock);
-    if (--d->link.waiting == 0) {
+    if (qatomic_fetch_dec(&d->link.waiting) == 1 && qatomic_read(&d->link.closing)) {
+        qemu_mutex_lock(&d->link.lock);
         qemu_cond_signal(&d->link.idle);
+        qemu_mutex_unlock(&d->link.lock);
     }
-    qemu_mutex_unlock(&d->link.lock);
     OB_BQL_LOCK();
     if (current_cpu && current_cpu->as->current_map != wait->view) {
         OB_TLB_FLUSH(current_cpu); /* or the next access in this translation goes elsewhere */
@@ -283,7 +281,7 @@ bool obq_link_init(ObPci *d, Error **errp)
     opt.lost = lost_cb;
     opt.opaque = d;
 
-    d->link.lost = false;
+    d->link.lost = d->link.closing = false;
     d->link.name = obq_socket_name(d->socket);
     d->link.lost_bh = qemu_bh_new(lost_bh_cb, d);
     memset(d->irqs, 0, sizeof(d->irqs));
@@ -301,8 +299,10 @@ void obq_link_fini(ObPci *d)
     if (client) {
         d->link.client = NULL;
         qemu_set_fd_handler(ob_client_fd(client), NULL, NULL, NULL);
+        qatomic_set(&d->link.closing, true);
+        smp_mb(); /* either we see that it waits, or it sees that we close */
         qemu_mutex_lock(&d->link.lock);
-        while (d->link.waiting) {
+        while (qatomic_read(&d->link.waiting)) {
             qemu_cond_wait(&d->link.idle, &d->link.lock);
         }
         qemu_mutex_unlock(&d->link.lock);

@@ -321,7 +321,7 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
         if (n == 0) {
             if (ob_now_ns() - start_ns >= limit_ns)
                 break;
-            ob_spin_relax(i, false);
+            ob_spin_relax(&server->spin, i, false, true);
         }
     }
     server->spun++;
