@@ -57,6 +57,8 @@ static int build_pci(struct nvme_ctrl *c)
         (rc = ob_pci_add_bar(s, 0, NVME_BAR_SIZE, OB_PCI_BAR_64)) < 0 ||
         (rc = ob_server_set_region(s, OB_PCI_REGION_BAR0, &bar)) < 0 || (rc = ob_pci_add_pm(s)) < 0)
         return rc;
+    /* A driver that changes a register waits for CSTS, or needs no order, before it rings. */
+    ob_server_set_mapped_order(s);
     if (c->cfg.interrupts >= NVME_MSI && (rc = ob_pci_add_msi(s, msi_vectors(vectors))) < 0)
         return rc;
     if ((rc = ob_pci_add_pcie(s)) < 0)

@@ -76,7 +76,8 @@ protect:
     ljmpl $8, $_start
 
     .org 0xfff0                     /* where the processor begins, at 0xfffffff0 */
-    jmp protect
+    .byte 0xe9                      /* jmp protect, over the end of the segment: not all assemblers */
+    .word protect - _start + 0x10000 - 0xfff3
     .org 0x10000
 
     .section .note.GNU-stack, "", @progbits
