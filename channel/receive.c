@@ -175,7 +175,8 @@ static int place(struct ob_channel *ch, uint32_t got, uint32_t total, uint8_t **
     }
     if (!msg->sunk) {
         rc = grow(ch, got, total, room);
-        *at = msg->payload + got;
+        if (rc == 0)
+            *at = msg->payload + got;
     } else if (got < ch->sink->fixed) {
         *at = msg->small + got;
         *room = ch->sink->fixed - got;
