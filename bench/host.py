@@ -273,14 +273,16 @@ def nvme(tools):
             out.write(os.urandom(1 << 20))
         os.fsync(out.fileno())
 
-    def iops(path, depth):
-        return json.loads(tools.run(driver, path, "--depth", depth, "--seconds", seconds)[-1])["iops"]
+    def iops(path, depth, *more):
+        return json.loads(tools.run(driver, path, "--depth", depth, "--seconds", seconds, *more)[-1])["iops"]
 
-    with tools.serve("nvme", image) as (file_path, _), tools.serve("nvme", "mem:256M") as (memory_path, _):
+    with tools.serve("nvme", image, "--cache", "none") as (file_path, _), \
+         tools.serve("nvme", "mem:256M") as (memory_path, _):
         def take():
             for depth in (1, 32):
                 floor = fio_iops(tools, image, depth, seconds)
-                yield sample(f"nvme/file-depth-{depth}", "IOPS", [iops(file_path, depth)], "fio, io_uring", [floor])
+                yield sample(f"nvme/file-depth-{depth}", "IOPS", [iops(file_path, depth, "--interrupts")], "fio, io_uring",
+                             [floor])
                 floor = 1e9 / tools.spinning_floor()["median"]
                 yield sample(f"nvme/memory-depth-{depth}", "IOPS", [iops(memory_path, depth)], "spinning ping-pong",
                              [floor])

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A driver for NVMe controllers behind a vfio-user socket, made to measure them: random reads or
- * writes at a queue depth on one queue, completions polled in memory.
+ * writes at a queue depth on one queue, completions polled in memory; with --interrupts it sleeps
+ * until the controller sends one.
  *
  *   nvme-driver SOCKET [--rw randread|randwrite] [--depth N] [--block BYTES] [--seconds S]
- *               [--doorbells auto|mapped|shadow|trapped] [--hugepages]
+ *               [--doorbells auto|mapped|shadow|trapped] [--hugepages] [--interrupts]
  *
  * It rings by a store to the mapped page where the server offers one, else through shadow doorbells
  * (Doorbell Buffer Config) where the controller has them, else each time by a posted write. One
@@ -13,9 +14,11 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -45,11 +48,12 @@ struct driver {
     struct queue admin, io;
     uint64_t blocks, rings;
     unsigned lba_shift;
+    int irq_fd; /* -1: completions are polled for */
 };
 
 struct job {
     const char *path, *doorbells;
-    bool write, hugepages;
+    bool write, hugepages, interrupts;
     unsigned depth, block;
     double seconds;
 };
@@ -247,12 +251,16 @@ static void identify(struct driver *d, bool *has_shadow)
 
 static void create_queues(struct driver *d)
 {
+    const int fds[2] = { -1, d->irq_fd };
+
     queue_init(d, &d->io, 1, ENTRIES);
+    if (d->irq_fd >= 0)
+        must("interrupts", ob_client_irq_eventfds(d->client, OB_PCI_IRQ_MSIX, 0, 2, fds));
     admin(d, (struct nvme_sqe){ .opcode = NVME_ADM_SET_FEATURES, .dw10 = NVME_FEAT_QUEUES });
     admin(d, (struct nvme_sqe){ .opcode = NVME_ADM_CREATE_CQ,
                                 .prp1 = address(d, d->io.cq),
                                 .dw10 = (ENTRIES - 1) << 16 | 1,
-                                .dw11 = 1 });
+                                .dw11 = d->irq_fd < 0 ? 1 : 1 << 16 | 3 });
     admin(d, (struct nvme_sqe){ .opcode = NVME_ADM_CREATE_SQ,
                                 .prp1 = address(d, d->io.sq),
                                 .dw10 = (ENTRIES - 1) << 16 | 1,
@@ -360,6 +368,15 @@ static void submit(struct driver *d, const struct job *job, struct slot *slot)
     put(&d->io, &slot->sqe);
 }
 
+static void wait_interrupt(const struct driver *d)
+{
+    struct pollfd pfd = { .fd = d->irq_fd, .events = POLLIN };
+    uint64_t count;
+
+    if (poll(&pfd, 1, DEADLINE_S * 1000) != 1 || read(d->irq_fd, &count, sizeof(count)) < 0)
+        die("commands", "are not completed");
+}
+
 /* Runs until the time; how many were completed. latency_ns: NULL while warming up. */
 static uint64_t run(struct driver *d, const struct job *job, struct slot *slots, uint64_t end_ns,
                     uint64_t *latency_ns)
@@ -392,6 +409,8 @@ static uint64_t run(struct driver *d, const struct job *job, struct slot *slots,
             if (now < end_ns)
                 ring(d, 2, d->io.tail);
             seen = now;
+        } else if (d->irq_fd >= 0) {
+            wait_interrupt(d);
         } else if (now - seen > DEADLINE_S * 1000000000ull) {
             die("commands", "are not completed");
         }
@@ -425,13 +444,10 @@ static void measure(struct driver *d, const struct job *job, const char *doorbel
 static void parse(int argc, char **argv, struct job *job)
 {
     static const struct option options[] = {
-        { "rw", required_argument, NULL, 'r' },
-        { "depth", required_argument, NULL, 'd' },
-        { "block", required_argument, NULL, 'b' },
-        { "seconds", required_argument, NULL, 's' },
-        { "hugepages", no_argument, NULL, 'h' },
-        { "doorbells", required_argument, NULL, 'k' },
-        { 0 },
+        { "rw", required_argument, NULL, 'r' },        { "depth", required_argument, NULL, 'd' },
+        { "block", required_argument, NULL, 'b' },     { "seconds", required_argument, NULL, 's' },
+        { "hugepages", no_argument, NULL, 'h' },       { "interrupts", no_argument, NULL, 'i' },
+        { "doorbells", required_argument, NULL, 'k' }, { 0 },
     };
     int opt;
 
@@ -446,6 +462,8 @@ static void parse(int argc, char **argv, struct job *job)
             job->seconds = atof(optarg);
         else if (opt == 'h')
             job->hugepages = true;
+        else if (opt == 'i')
+            job->interrupts = true;
         else if (opt == 'k')
             job->doorbells = optarg;
         else
@@ -464,6 +482,7 @@ int main(int argc, char **argv)
     const char *doorbells;
 
     parse(argc, argv, &job);
+    driver.irq_fd = job.interrupts ? eventfd(0, EFD_CLOEXEC) : -1;
     doorbells = start(&driver, &job);
     if (driver.blocks < job.block >> driver.lba_shift)
         die("namespace", "is smaller than a request");
