@@ -80,13 +80,9 @@ enum { OPT_NUMBER = 256 }; /* and up: an entry of numbers */
 
 static int take_number(const struct number *number, struct bench_options *opt)
 {
-    char *end;
-    long value;
+    long long value;
 
-    errno = 0;
-    value = strtol(optarg, &end, 0);
-    if (*optarg < '0' || *optarg > '9' || *end || errno || value < number->min ||
-        value > number->max)
+    if (!parse_number(optarg, 0, number->min, number->max, &value))
         return fail_usage("bench", "--%s takes %d to %d, not '%s'", number->name, number->min,
                           number->max, optarg);
     *(int *)((char *)opt + number->at) = (int)value;

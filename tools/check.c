@@ -60,15 +60,6 @@ struct check_arguments {
     bool help;
 };
 
-static bool parse_number(const char *text, long long max, long long *out)
-{
-    char *end;
-
-    errno = 0;
-    *out = strtoll(text, &end, 0);
-    return *text >= '0' && *text <= '9' && !*end && errno == 0 && *out <= max;
-}
-
 static uint64_t fresh_seed(void)
 {
     struct timespec now;
@@ -89,12 +80,12 @@ static int take_option(int c, struct check_arguments *args, char **argv)
         args->list = true;
         return 0;
     case 't':
-        if (!parse_number(optarg, INT_MAX, &number) || number == 0)
+        if (!parse_number(optarg, 0, 1, INT_MAX, &number))
             return fail_usage("check", "--timeout takes milliseconds, not '%s'", optarg);
         args->opt.timeout_ms = (int)number;
         return 0;
     case 's':
-        if (!parse_number(optarg, LLONG_MAX, &number))
+        if (!parse_number(optarg, 0, 0, LLONG_MAX, &number))
             return fail_usage("check", "--seed takes a number, not '%s'", optarg);
         args->opt.seed = (uint64_t)number;
         return 0;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How commands tell what is wrong. */
+/* How commands take numbers, and tell what is wrong. */
 #include "tools.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 int fail(const char *command, const char *fmt, ...)
@@ -75,4 +77,15 @@ const char *nearest_name(const char *word, const char *(*name)(size_t i))
         }
     }
     return best;
+}
+
+bool parse_number(const char *text, int base, long long min, long long max, long long *out)
+{
+    char *end;
+
+    if (*text < '0' || *text > '9')
+        return false;
+    errno = 0;
+    *out = strtoll(text, &end, base);
+    return !*end && errno == 0 && *out >= min && *out <= max;
 }

@@ -81,23 +81,13 @@ static int take_operand(struct parser *parser, char *word)
     return 0;
 }
 
-static bool parse_number(const char *text, int base, long max, long *out)
-{
-    char *end;
-
-    if (*text < '0' || *text > '9')
-        return false;
-    *out = strtol(text, &end, base); /* saturates, and LONG_MAX > max */
-    return !*end && *out <= max;
-}
-
 static int take_option(struct serve_request *req, int opt)
 {
-    long number;
+    long long number;
 
     switch (opt) {
     case OPT_FD:
-        if (!parse_number(optarg, 10, INT_MAX, &number))
+        if (!parse_number(optarg, 10, 0, INT_MAX, &number))
             return fail_usage(req->who, "--fd takes the number of an open socket, not '%s'",
                               optarg);
         req->place.fd = (int)number;
@@ -106,13 +96,13 @@ static int take_option(struct serve_request *req, int opt)
         req->place.path = optarg;
         return 0;
     case OPT_SOCKET_MODE:
-        if (!parse_number(optarg, 8, 0777, &number) || number == 0)
+        if (!parse_number(optarg, 8, 1, 0777, &number))
             return fail_usage(req->who, "--socket-mode takes permissions such as 660, not '%s'",
                               optarg);
         req->place.mode = (unsigned)number;
         return 0;
     case OPT_SPIN_US:
-        if (!parse_number(optarg, 10, OB_SPIN_US_MAX, &number))
+        if (!parse_number(optarg, 10, 0, OB_SPIN_US_MAX, &number))
             return fail_usage(req->who, "--spin-us takes 0 to %u microseconds, not '%s'",
                               OB_SPIN_US_MAX, optarg);
         req->spin_us = (unsigned)number;

@@ -8,6 +8,7 @@
 #ifndef OB_TOOLS_TOOLS_H
 #define OB_TOOLS_TOOLS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /*
@@ -33,6 +34,9 @@ int cmd_qemu(int argc, char **argv);
  */
 int fail(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int fail_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* A number from min to max, in that base (0: decimal, or hexadecimal after 0x). */
+bool parse_number(const char *text, int base, long long min, long long max, long long *out);
 
 /*
  * The name that a mistyped word was probably meant to be, or NULL when none comes close.
