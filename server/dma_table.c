@@ -416,6 +416,8 @@ void ob_dma_table_take_out(struct ob_dma_table *table, struct ob_dma_map *map)
     if (p.leaf->count == 0) {
         remove_leaf(table, p.number);
     } else {
+        /* A mapping that comes in the leaf before may end beyond where this one began. */
+        STORE(table->lows[p.number], p.leaf->firsts[0]);
         merge(table, p.number);
         if (p.number > 0)
             merge(table, p.number - 1);

@@ -205,6 +205,34 @@ TEST(overlap, "overlap-is-refused-and-the-same-again-is-not")
     ob_server_free(server);
 }
 
+/* Where a mapping goes in the table changes as others before and behind it come and go. */
+TEST(over_the_edge, "mapping-is-found-where-others-ended-and-began")
+{
+    uint8_t byte;
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(2 * PAGE);
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    for (uint64_t i = 0; i < 300; i++)
+        CHECK_INT(peer_map(&peer, i * PAGE, PAGE, RW, fd, 0), 0);
+    for (uint64_t i = 0; i + 1 < 300; i++) {
+        CHECK_INT(peer_unmap(&peer, i * PAGE, PAGE, 0), 0);
+        CHECK_INT(peer_unmap(&peer, (i + 1) * PAGE, PAGE, 0), 0);
+        CHECK_INT(peer_map(&peer, i * PAGE, 2 * PAGE, RW, fd, 0), 0);
+        CHECK_INT(ob_dma_read(server, i * PAGE, &byte, 1), 0);
+        CHECK_INT(ob_dma_read(server, (i + 1) * PAGE, &byte, 1), 0);
+        CHECK_INT(peer_map(&peer, (i + 1) * PAGE, PAGE, RW, fd, 0), -EEXIST);
+        CHECK_INT(peer_unmap(&peer, i * PAGE, 2 * PAGE, 0), 0);
+        CHECK_INT(peer_map(&peer, i * PAGE, PAGE, RW, fd, 0), 0);
+        CHECK_INT(peer_map(&peer, (i + 1) * PAGE, PAGE, RW, fd, 0), 0);
+    }
+    peer_close(&peer);
+    close(fd);
+    ob_server_free(server);
+}
+
 TEST(bad_maps, "maps-that-cannot-be-are-refused")
 {
     struct device device;
