@@ -222,8 +222,22 @@ void nvme_shadow_stop(struct nvme_ctrl *c)
     c->shadow.on = false;
 }
 
+static bool both_mapped(struct nvme_ctrl *c, uint64_t values, uint64_t events)
+{
+    struct nvme_ring v, e;
+    bool there;
+
+    nvme_ring_start(&v, values, 1, NVME_PAGE);
+    nvme_ring_start(&e, events, 1, NVME_PAGE);
+    there = nvme_ring_map(c, &v, OB_DMA_READ | OB_DMA_WRITE) && nvme_ring_map(c, &e, OB_DMA_WRITE);
+    nvme_ring_forget(c, &v);
+    nvme_ring_forget(c, &e);
+    return there;
+}
+
 /* Memory that is not mapped here would have to be looked at by messages: then the host's own
- * messages are better, and it sends them when this command fails. */
+ * messages are better, and it sends them when this command fails. One that fails changes nothing:
+ * the host goes on with the pages that it had. */
 uint16_t nvme_dbbuf_config(struct nvme_cmd *cmd)
 {
     struct nvme_ctrl *c = cmd->ctrl;
@@ -232,12 +246,12 @@ uint16_t nvme_dbbuf_config(struct nvme_cmd *cmd)
 
     if (c->cfg.mapped)
         return NVME_INVALID_OPCODE;
-    if ((values | events) % NVME_PAGE || values == events)
+    if ((values | events) % NVME_PAGE || values == events || !both_mapped(c, values, events))
         return NVME_INVALID_FIELD;
     nvme_shadow_start(c, values, events);
     if (!nvme_ring_map(c, &c->shadow.values, OB_DMA_READ | OB_DMA_WRITE) || !io_words(c)) {
         nvme_shadow_stop(c);
-        return NVME_INVALID_FIELD;
+        return NVME_INTERNAL_ERROR; /* no memory for that */
     }
     words = (uint32_t *)(void *)c->shadow.values.ptr;
     for (unsigned i = 2; i <= 2 * c->cfg.queues + 1; i++)

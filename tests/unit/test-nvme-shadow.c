@@ -68,6 +68,25 @@ TEST(addresses, "pages-that-are-none-are-refused")
     CHECK_INT(host_end(&h), 0);
 }
 
+TEST(again, "one-that-is-refused-leaves-the-pages-before-in-use")
+{
+    struct nvme_sqe config = { .opcode = NVME_ADM_DBBUF_CONFIG };
+    struct nvme_host h = { 0 };
+    struct nvme_cqe cqe;
+
+    start(&h);
+    for (unsigned i = 0; i < 10; i++)
+        CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
+    config.prp1 = host_addr(host_pages(&h, 1));
+    config.prp2 = HOST_RAM_BASE + HOST_RAM_SIZE;
+    CHECK_INT(host_do(&h, 0, config, NULL), NVME_INVALID_FIELD);
+    CHECK(!host_poll(&h, 1, 0, &cqe)); /* no old command is done again */
+    for (unsigned i = 0; i < 100; i++)
+        CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
+    CHECK(!host_poll(&h, 1, 0, &cqe));
+    CHECK_INT(host_end(&h), 0);
+}
+
 TEST(by_message, "refused-where-memory-is-reached-by-messages")
 {
     struct nvme_host h = { .by_message = true };
