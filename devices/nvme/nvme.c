@@ -171,8 +171,9 @@ static void flushed(struct blk_req *req, int rc)
 {
     struct nvme_ctrl *c = (void *)((char *)req - offsetof(struct nvme_ctrl, shutdown_flush));
 
-    (void)rc; /* stays in req */
-    c->inflight--;
+    c->inflight--; /* rc stays in req */
+    if (rc < 0)
+        nvme_cache_lost(c);
 }
 
 int nvme_flush(struct nvme_ctrl *c, int64_t deadline_ns)

@@ -360,6 +360,22 @@ TEST(stopped, "a-stopped-disk-does-nothing-until-it-runs-again")
     CHECK_INT(host_end(&h), 0);
 }
 
+/* The kernel says once that it has lost something: to the flush before the image is given away. */
+TEST(lost, "a-move-that-fails-as-data-was-lost-is-not-forgotten")
+{
+    const struct nvme_sqe flush = { .opcode = NVME_IO_FLUSH, .nsid = 1 };
+    struct nvme_host h = { 0 };
+
+    host_start(&h, "--aio=threads", host_image("disk.img", IMAGE_SIZE, 0));
+    CHECK_INT(host_do(&h, 1, host_io(&h, NVME_IO_WRITE, 0, 8, host_pages(&h, 1), BLOCK), NULL), 0);
+    host_calls.fail_syncs = EIO;
+    CHECK(ob_client_mig_state_set(h.client, OB_MIG_STATE_STOP_COPY) < 0);
+    host_calls.fail_syncs = 0;
+    set_state(&h, OB_MIG_STATE_RUNNING);
+    CHECK_INT(host_do(&h, 1, flush, NULL), NVME_WRITE_FAULT);
+    CHECK_INT(host_end(&h), -EIO);
+}
+
 TEST(left, "a-client-that-leaves-in-between-finds-a-disk-that-runs-or-wants-a-reset")
 {
     static const enum ob_mig_state states[] = { OB_MIG_STATE_STOP, OB_MIG_STATE_STOP_COPY,
