@@ -34,13 +34,21 @@ struct ob_dma_file {
     uint64_t start; /* where in the file */
     int guard;      /* against its being cut */
     int fd;         /* OB_DMA_BY_FILE, else -1 */
-    bool shared;    /* it is in the table of files */
+    bool whole;     /* all of it is mapped */
+    bool shared;    /* it is in the table of files: the largest that there is of it */
     struct ob_dma_file *next;
 };
 
 static struct ob_dma_file **chain_of(struct ob_dma_files *files, ino_t ino)
 {
     return &files->chains[ino % OB_DMA_FILE_CHAINS];
+}
+
+static bool is_of(const struct ob_dma_file *file, const struct stat *st,
+                  const struct ob_dma_map *map)
+{
+    return file->ino == st->st_ino && file->dev == st->st_dev && file->prot == map->prot &&
+           file->session == map->session;
 }
 
 /* A file that is mapped already, as far as the mapping needs. */
@@ -50,10 +58,35 @@ static struct ob_dma_file *find(struct ob_dma_files *files, const struct stat *s
     struct ob_dma_file *file = *chain_of(files, st->st_ino);
 
     for (; file; file = file->next)
-        if (file->ino == st->st_ino && file->dev == st->st_dev && file->prot == map->prot &&
-            file->session == map->session && map->offset + map->size <= file->length)
+        if (is_of(file, st, map) && map->offset + map->size <= file->length)
             return file;
     return NULL;
+}
+
+static void unlist(struct ob_dma_files *files, struct ob_dma_file *file)
+{
+    struct ob_dma_file **link = chain_of(files, file->ino);
+
+    while (*link != file)
+        link = &(*link)->next;
+    *link = file->next;
+    file->shared = false;
+}
+
+/* In the place of a smaller one, which stays for the mappings that it has: a client that lets its
+ * file grow all the time must not make the list long. */
+static void list(struct ob_dma_files *files, struct ob_dma_file *file, const struct stat *st,
+                 const struct ob_dma_map *map)
+{
+    struct ob_dma_file **chain = chain_of(files, file->ino), *old = *chain;
+
+    while (old && !is_of(old, st, map))
+        old = old->next;
+    if (old)
+        unlist(files, old);
+    file->shared = true;
+    file->next = *chain;
+    *chain = file;
 }
 
 /* Whether the descriptor itself allows what the mapping is for; mmap() would say so. */
@@ -85,14 +118,19 @@ static int map_range(struct ob_dma_file *file, int fd, uint64_t start, uint64_t 
     file->length = length;
     file->start = start;
     file->guard = ob_guard_add(base, length);
+    if (file->guard < 0) { /* other servers of the process have them all */
+        munmap(base, length);
+        file->base = NULL;
+        return -ENOMEM;
+    }
     return 0;
 }
 
 /* Mappings of huge pages begin and end at huge pages. */
 static int map_file(struct ob_dma_files *files, struct ob_dma_file *file,
-                    const struct ob_dma_map *map, int fd, uint64_t size)
+                    const struct ob_dma_map *map, int fd, const struct stat *st)
 {
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), size = (uint64_t)st->st_size;
     struct statfs fs;
 
     if (fstatfs(fd, &fs) != 0)
@@ -101,12 +139,9 @@ static int map_file(struct ob_dma_files *files, struct ob_dma_file *file,
         page = (uint64_t)fs.f_bsize;
     if ((fs.f_type == HUGETLBFS_MAGIC || fs.f_type == TMPFS_MAGIC) &&
         size <= WHOLE_BYTES_MAX - files->whole_bytes && map_range(file, fd, 0, size, page) == 0) {
-        struct ob_dma_file **chain = chain_of(files, file->ino);
-
         files->whole_bytes += file->length;
-        file->shared = true;
-        file->next = *chain;
-        *chain = file;
+        file->whole = true;
+        list(files, file, st, map);
         return 0;
     }
     return map_range(file, fd, map->offset, map->offset + map->size, page);
@@ -128,7 +163,7 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
     file->guard = -1;
     file->fd = -1;
     if (map->mode == OB_DMA_BY_MMAP)
-        rc = map_file(files, file, map, *fd, (uint64_t)st->st_size);
+        rc = map_file(files, file, map, *fd, st);
     if (rc < 0) {
         free(file);
         return rc;
@@ -177,16 +212,12 @@ int ob_dma_file_open(struct ob_dma_files *files, struct ob_dma_map *map, int fd)
 
 void ob_dma_file_close(struct ob_dma_files *files, struct ob_dma_file *file)
 {
-    struct ob_dma_file **link = chain_of(files, file->ino);
-
     if (--file->refs > 0)
         return;
-    if (file->shared) {
-        while (*link != file)
-            link = &(*link)->next;
-        *link = file->next;
+    if (file->shared)
+        unlist(files, file);
+    if (file->whole)
         files->whole_bytes -= file->length;
-    }
     ob_guard_del(file->guard);
     if (file->base)
         munmap(file->base, file->length);

@@ -233,6 +233,28 @@ TEST(over_the_edge, "mapping-is-found-where-others-ended-and-began")
     ob_server_free(server);
 }
 
+/* Each time it is mapped anew; what was mapped before must not be looked through. */
+TEST_TIMEOUT(growing, "file-that-grows-all-the-time-is-let-go-at-once", 120)
+{
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    int fd = peer_memfd(PAGE);
+    struct peer peer;
+    int64_t begin;
+
+    peer_attach(&peer, server);
+    for (uint64_t i = 0; i < 50000; i++) {
+        CHECK_INT(ftruncate(fd, (off_t)((i + 1) * PAGE)), 0);
+        CHECK_INT(peer_map(&peer, 2 * i * PAGE, PAGE, RW, fd, i * PAGE), 0);
+    }
+    peer_close(&peer);
+    begin = test_now_ms();
+    CHECK_INT(ob_server_step(server), 0);
+    CHECK(test_now_ms() - begin < 2000); /* a tenth of it; looking through all takes seconds */
+    close(fd);
+    ob_server_free(server);
+}
+
 TEST(bad_maps, "maps-that-cannot-be-are-refused")
 {
     struct device device;
