@@ -127,6 +127,22 @@ static bool poll_queue(struct nvme_ctrl *c, const volatile uint32_t *words, unsi
     return any;
 }
 
+/* Memory that the client has given back, but not to be mapped here, is out of reach for good. */
+static bool reach(struct nvme_ctrl *c, struct nvme_ring *page, uint32_t prot)
+{
+    struct ob_dma_ref ref;
+    int rc;
+
+    if (nvme_ring_map(c, page, prot))
+        return true;
+    rc = ob_dma_get(c->server, page->base, NVME_PAGE, prot, &ref);
+    if (rc == 0)
+        ob_dma_put(c->server, &ref);
+    if (rc == -EOPNOTSUPP && nvme_now_ns() >= c->grace_ns)
+        nvme_fatal(c, "the shadow doorbells are not in memory that is mapped here");
+    return false;
+}
+
 /* Where the I/O queues' words are; NULL while the client has taken that memory back. */
 static const volatile uint32_t *io_words(struct nvme_ctrl *c)
 {
@@ -135,8 +151,7 @@ static const volatile uint32_t *io_words(struct nvme_ctrl *c)
 
     if (!s->on)
         return c->doorbells;
-    if (c->stopped || !nvme_ring_map(c, &s->events, OB_DMA_WRITE) ||
-        !nvme_ring_map(c, &s->values, OB_DMA_READ))
+    if (c->stopped || !reach(c, &s->events, OB_DMA_WRITE) || !reach(c, &s->values, OB_DMA_READ))
         return NULL;
     if (fresh)
         memset(s->told, 0xff, sizeof(s->told)); /* no value of a doorbell */

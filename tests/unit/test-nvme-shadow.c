@@ -254,6 +254,24 @@ TEST(remap, "memory-that-is-taken-back-and-given-again-is-read-again")
     CHECK_INT(host_end(&h), 0);
 }
 
+/* Nobody would look at the doorbells, nor be told of them: the driver must learn of it. */
+TEST(out_of_reach, "memory-that-comes-back-without-a-file-is-fatal")
+{
+    struct nvme_host h = { 0 };
+
+    start(&h);
+    CHECK_INT(ob_client_dma_unmap(h.client, HOST_RAM_BASE, HOST_RAM_SIZE), 0);
+    CHECK_INT(ob_client_dma_map(h.client, HOST_RAM_BASE, HOST_RAM_SIZE, 3, -1, 0), 0);
+    host_wait_reg(&h, NVME_REG_CSTS, NVME_CSTS_CFS, NVME_CSTS_CFS);
+    h.by_message = true;
+    host_disable(&h);
+    host_enable(&h);
+    CHECK_INT(host_shadow(&h), NVME_INVALID_FIELD);
+    host_add_queue(&h, 1, 64, 1);
+    CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
+    CHECK_INT(host_end(&h), 0);
+}
+
 TEST(reconnect, "they-outlive-the-client")
 {
     struct nvme_host h = { 0 };
