@@ -12,6 +12,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define POLL_BYTES (1u << 20) /* done in one poll() */
+
 struct blk_mem {
     struct blk base;
     uint8_t *bytes; /* NULL: writes go nowhere, and zeros are read */
@@ -55,23 +57,37 @@ static void clear(const struct blk_mem *m, uint64_t offset, uint64_t len)
     memset(m->bytes + last, 0, offset + len - last);
 }
 
+static void run(const struct blk_mem *m, struct blk_req *req)
+{
+    if (req->op == BLK_READ || req->op == BLK_WRITE)
+        transfer(m, req);
+    else if (req->op != BLK_FLUSH && m->bytes)
+        clear(m, req->offset, req->len);
+    req->rc = 0;
+    req->done(req, 0);
+}
+
+/* Requests until these are so many bytes: the client waits for the server meanwhile. */
 static bool mem_poll(struct blk *blk)
 {
     struct blk_mem *m = (struct blk_mem *)blk;
-    struct blk_fifo work = m->fifo; /* done() may submit: that is for the next call */
+    struct blk_fifo work = m->fifo, later; /* done() may submit: that is for the next call */
     struct blk_req *req;
+    uint64_t bytes = 0;
 
     m->fifo.first = NULL;
     if (!work.first)
         return false;
-    while ((req = blk_fifo_pop(&work))) {
-        if (req->op == BLK_READ || req->op == BLK_WRITE)
-            transfer(m, req);
-        else if (req->op != BLK_FLUSH && m->bytes)
-            clear(m, req->offset, req->len);
-        req->rc = 0;
-        req->done(req, 0);
+    while (bytes < POLL_BYTES && (req = blk_fifo_pop(&work))) {
+        bytes += req->len;
+        run(m, req);
     }
+    if (!work.first)
+        return true;
+    later = m->fifo;
+    m->fifo = work;
+    while ((req = blk_fifo_pop(&later)))
+        blk_fifo_push(&m->fifo, req);
     return true;
 }
 
