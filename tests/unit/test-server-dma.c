@@ -255,6 +255,50 @@ TEST_TIMEOUT(growing, "file-that-grows-all-the-time-is-let-go-at-once", 120)
     ob_server_free(server);
 }
 
+/* Against an array that says for each page where the mapping there begins. */
+TEST(random_maps, "random-mappings-are-found-refused-and-forgotten-as-they-should")
+{
+    enum { SPACE = 4096 };
+    static uint16_t begins[SPACE], sizes[SPACE]; /* 1 + the first page; of a first page */
+    struct device device;
+    struct ob_server *server = new_server(&device);
+    uint32_t state = 12345;
+    struct ob_dma_ref ref;
+    struct peer peer;
+
+    peer_attach(&peer, server);
+    for (unsigned i = 0; i < 60000; i++) {
+        uint32_t at, size, probe;
+        bool is_free = true;
+
+        state = state * 1664525 + 1013904223;
+        at = state >> 8 & (SPACE - 1);
+        size = 1 + (state >> 20 & (state >> 23 & 7 ? 3 : 63));
+        size = at + size > SPACE ? SPACE - at : size;
+        for (uint32_t k = at; k < at + size; k++)
+            is_free = is_free && !begins[k];
+        if (begins[at] && (i / 8000 % 2 || state >> 28 < 3)) {
+            at = begins[at] - 1u;
+            size = sizes[at];
+            CHECK_INT(peer_unmap(&peer, at * PAGE, size * PAGE, 0), 0);
+            memset(begins + at, 0, size * sizeof(*begins));
+        } else if (begins[at] != at + 1 || sizes[at] != size) { /* else the same again */
+            CHECK_INT(peer_map(&peer, at * PAGE, size * PAGE, RW, -1, 0), is_free ? 0 : -EEXIST);
+            for (uint32_t k = at; is_free && k < at + size; k++)
+                begins[k] = (uint16_t)(at + 1);
+            if (is_free)
+                sizes[at] = (uint16_t)size;
+        }
+        for (unsigned k = 0; k < 8; k++) {
+            probe = (at + k * (state >> 26)) & (SPACE - 1);
+            CHECK_INT(ob_dma_get(server, (uint64_t)probe * PAGE, 1, RW, &ref),
+                      begins[probe] ? -EOPNOTSUPP : -EFAULT);
+        }
+    }
+    peer_close(&peer);
+    ob_server_free(server);
+}
+
 TEST(bad_maps, "maps-that-cannot-be-are-refused")
 {
     struct device device;
