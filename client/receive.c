@@ -222,7 +222,9 @@ static void spin_locked(struct ob_client *c, const struct ob_request *req)
             goes_on = take_message_and_lock(c, s, msg);
         else
             ob_client_lock(c);
-        goes_on &= msg != NULL;
+        /* Who always has more for us must not keep us from our deadline. */
+        if (!msg || (!req->done && ob_now_ns() >= until_ns))
+            goes_on = false;
     }
     if (is_ready(c)) {
         ob_client_unlock(c);

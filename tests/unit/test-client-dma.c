@@ -532,6 +532,49 @@ TEST(endless_flood, "an-endless-flood-does-not-outlast-the-deadline")
     peer_stop(&peer);
 }
 
+static int slow_write_cb(void *opaque, uint64_t address, const void *data, uint32_t count)
+{
+    (void)opaque, (void)address, (void)data, (void)count;
+    usleep(20000);
+    return 0;
+}
+
+/* More than can be served before the deadline, and all of it is there from the start. */
+static void flood_at_once(struct peer *peer)
+{
+    struct {
+        struct ob_wire_hdr hdr;
+        struct ob_wire_dma_access access;
+        uint8_t data[4];
+    } __attribute__((packed)) posts[200];
+    uint8_t byte;
+
+    for (int i = 0; i < 200; i++) {
+        posts[i].hdr =
+            (struct ob_wire_hdr){ 1, OB_CMD_DMA_WRITE, sizeof(posts[i]), OB_HDR_NO_REPLY, 0 };
+        posts[i].access = (struct ob_wire_dma_access){ 0, 4 };
+    }
+    peer_write(peer, posts, sizeof(posts));
+    while (recv(peer->fd, &byte, 1, 0) == 1)
+        ;
+}
+
+TEST(slow_flood, "a-flood-that-is-there-at-once-does-not-outlast-the-deadline")
+{
+    struct ob_client_options opt = with_ram();
+    struct peer peer = { 0 };
+    uint8_t value[4];
+
+    opt.timeout_ms = 200;
+    opt.dma_write = slow_write_cb;
+    peer_start(&peer, flood_at_once, &opt);
+    int64_t start = test_now_ms();
+    CHECK_INT(ob_client_region_read(peer.client, 0, 0, value, 4), -ETIMEDOUT);
+    CHECK(test_now_ms() - start < 2000); /* to serve all takes 4 s */
+    ob_client_shutdown(peer.client, "enough");
+    peer_stop(&peer);
+}
+
 static void take_no_answers(struct peer *peer)
 {
     struct ob_wire_dma_access access = { 0, OB_DATA_XFER_MAX };
