@@ -258,6 +258,9 @@ static struct ob_msg *new_message(struct ob_channel *ch)
 
 static bool takes_fds(const struct ob_wire_hdr *hdr)
 {
+    if ((hdr->flags & OB_HDR_TYPE_MASK) == OB_HDR_REPLY)
+        return hdr->cmd == OB_CMD_VERSION || hdr->cmd == OB_CMD_DEVICE_GET_REGION_INFO ||
+               hdr->cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS;
     return hdr->cmd == OB_CMD_DMA_MAP || hdr->cmd == OB_CMD_DEVICE_SET_IRQS;
 }
 
@@ -266,7 +269,7 @@ static bool extra_has_fds(const struct ob_channel *ch)
 {
     struct ob_wire_hdr hdr;
 
-    if (ch->ahead != OB_AHEAD_BULK || !takes_fds(&ch->in->hdr))
+    if (!takes_fds(&ch->in->hdr))
         return true;
     for (uint32_t at = 0; at < ch->nextra; at += hdr.msg_size) {
         if (ch->nextra - at < HDR_SIZE) /* nobody knows yet what it is */

@@ -179,6 +179,50 @@ TEST(bulk_fds, "bulk-fds")
     close(fd);
 }
 
+/* Replies with fds keep them behind replies to commands that take some; and what was read in bulk
+ * stays so when the next reads are short. */
+TEST(bulk_fds_changed, "bulk-fds-of-replies-and-after-bulk")
+{
+    static const uint16_t commands[3] = { OB_CMD_REGION_READ, OB_CMD_DMA_MAP, OB_CMD_REGION_WRITE };
+    static const uint16_t replies[3] = { OB_CMD_DMA_MAP, OB_CMD_DMA_MAP,
+                                         OB_CMD_DEVICE_GET_REGION_INFO };
+    const uint32_t reply = OB_HDR_REPLY;
+    const int fd = open_null();
+    uint8_t buf[512];
+    size_t at[4] = { 0 };
+    struct pair p;
+
+    for (unsigned i = 0; i < 3; i++) {
+        at[i + 1] = at[i] + make_msg(buf + at[i], (uint16_t)(i + 1), i == 2 ? 32 : 0);
+        memcpy(buf + at[i] + offsetof(struct ob_wire_hdr, cmd), &replies[i], sizeof(replies[i]));
+        memcpy(buf + at[i] + offsetof(struct ob_wire_hdr, flags), &reply, sizeof(reply));
+    }
+    open_pair(&p, 64);
+    for (unsigned i = 0; i < 2; i++) {
+        p.ch.ahead = i ? OB_AHEAD_CLIENT : OB_AHEAD_BULK;
+        send_raw(p.raw, buf, at[2], NULL, 0);
+        send_raw(p.raw, buf + at[2], at[3] - at[2], &fd, 1);
+        expect(&p, 1, 0, 0);
+        expect(&p, 2, 0, 0);
+        expect(&p, 3, 32, 1);
+    }
+    close_pair(&p);
+    for (unsigned i = 0; i < 3; i++) {
+        at[i + 1] = at[i] + make_msg(buf + at[i], (uint16_t)(i + 1), 32);
+        memcpy(buf + at[i] + offsetof(struct ob_wire_hdr, cmd), &commands[i], sizeof(commands[i]));
+    }
+    open_pair(&p, 64);
+    p.ch.ahead = OB_AHEAD_BULK;
+    send_raw(p.raw, buf, at[1], NULL, 0);
+    send_raw(p.raw, buf + at[1], at[3] - at[1], &fd, 1); /* merged */
+    expect(&p, 1, 32, 0);
+    p.ch.ahead = OB_AHEAD_SERVER; /* as after a request that was answered */
+    expect(&p, 2, 32, 1);
+    expect(&p, 3, 32, 0);
+    close_pair(&p);
+    close(fd);
+}
+
 TEST(sink, "data-that-is-waited-for-goes-where-it-belongs")
 {
     enum { FIXED = 16, LEN = 40000 };
