@@ -277,6 +277,20 @@ TEST(sink, "data-that-is-waited-for-goes-where-it-belongs")
     send_raw(p.raw, buf, HDR + 20, NULL, 0);
     expect(&p, 8, 20, 0);
     close_pair(&p);
+    /* Its header came before anybody waited for it, and it has memory already. */
+    make_msg(buf, 7, FIXED + LEN);
+    memcpy(buf + offsetof(struct ob_wire_hdr, flags), &reply, sizeof(reply));
+    memcpy(buf + offsetof(struct ob_wire_hdr, cmd), &cmd, sizeof(cmd));
+    open_pair(&p, OB_PAYLOAD_MAX);
+    send_raw(p.raw, buf, HDR, NULL, 0);
+    expect_nothing(&p);
+    p.ch.sink = &sink;
+    send_raw(p.raw, buf + HDR, FIXED + LEN, NULL, 0);
+    CHECK_INT(ob_channel_recv(&p.ch, &msg), 1);
+    CHECK_MEM(msg->payload, buf + HDR, FIXED);
+    CHECK_INT(msg->sunk, false);
+    ob_msg_free(msg);
+    close_pair(&p);
 }
 
 TEST(late_fds, "fds-on-a-later-byte")
