@@ -75,6 +75,12 @@ static ssize_t send_some(int fd, struct iovec *iov, size_t niov, const int *fds,
     return n < 0 ? -errno : n;
 }
 
+/* What else a call fails with (ENOBUFS) may pass, and those behind it are as whole as before. */
+static bool is_gone(ssize_t rc)
+{
+    return rc == -EPIPE || rc == -ECONNRESET;
+}
+
 int ob_channel_flush(struct ob_channel *ch)
 {
     while (ch->out_head) {
@@ -188,7 +194,7 @@ static int send_corked(struct ob_channel *ch)
     ch->ncorked = 0;
     if (!ch->out_head)
         n = send_some(ch->fd, m.iov, 1, NULL, 0);
-    if (n < 0 && n != -EAGAIN)
+    if (is_gone(n))
         return (int)n;
     if (n == (ssize_t)m.total || queue_rest(ch, &m, n > 0 ? (size_t)n : 0) == 0)
         return 0;
@@ -267,7 +273,7 @@ static ssize_t send_flat(int fd, struct ob_wire_hdr *hdr, const struct iovec *io
 #define PATIENCE_NS 20000
 
 /* Sends what follows the first sent bytes, as long as the socket goes on taking it. How many were
- * sent then, or a negative errno. */
+ * sent then, or a negative errno: the connection is gone. */
 static ssize_t send_on(int fd, struct message *m, ssize_t sent)
 {
     int64_t until_ns = ob_now_ns() + PATIENCE_NS;
@@ -284,9 +290,9 @@ static ssize_t send_on(int fd, struct message *m, ssize_t sent)
         for (unsigned i = at + 1; i < m->niov; i++)
             m->rest[i - at] = m->iov[i];
         n = send_some(fd, m->rest, m->niov - at, NULL, 0);
-        if (n < 0 && n != -EAGAIN)
+        if (is_gone(n))
             return n;
-        if (n < 0 && ob_now_ns() >= until_ns)
+        if (n < 0 && (n != -EAGAIN || ob_now_ns() >= until_ns))
             break;
         if (n > 0) {
             sent += n;

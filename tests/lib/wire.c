@@ -38,7 +38,10 @@ static enum fault next(struct plan *plan)
 
 static int fault_errno(enum fault fault)
 {
-    return fault == FAULT_EINTR ? EINTR : fault == FAULT_EAGAIN ? EAGAIN : ECONNRESET;
+    return fault == FAULT_EINTR    ? EINTR
+           : fault == FAULT_EAGAIN ? EAGAIN
+           : fault == FAULT_NOBUFS ? ENOBUFS
+                                   : ECONNRESET;
 }
 
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *mh, int flags)

@@ -17,6 +17,7 @@ enum fault {
     FAULT_SHORT,
     FAULT_RESET,
     FAULTS,
+    FAULT_NOBUFS, /* the kernel has no memory for it */
     FAULT_ENDLESS /* of recvmsg(): from then on a peer that always has more */
 };
 

@@ -278,6 +278,40 @@ TEST(no_memory_to_queue, "no-memory-to-queue-never-tears-the-stream")
     close(fd);
 }
 
+TEST(kernel_without_memory, "kernel-without-memory-neither-tears-the-stream-nor-loses-messages")
+{
+    struct ob_wire_hdr hdr = { .msg_id = 4, .cmd = OB_CMD_REGION_WRITE };
+    struct ob_channel a, b;
+    struct ob_msg *msg;
+
+    /* A part of a large message is out. */
+    open_channels(&a, &b);
+    send_plan = (struct plan){ 2, FAULT_NOBUFS, 0 };
+    CHECK_INT(queue(&a, 1, 1u << 20, NULL, 0), 0);
+    CHECK_INT(send_plan.countdown, 0);
+    CHECK_INT(queue(&a, 2, 30, NULL, 0), 0);
+    msg = pump(&a, &b);
+    check_msg(msg, 1, 1u << 20, 0);
+    ob_msg_free(msg);
+    msg = pump(&a, &b);
+    check_msg(msg, 2, 30, 0);
+    ob_msg_free(msg);
+    /* Others were collected, and said to be on their way. */
+    ob_channel_cork(&a);
+    CHECK_INT(ob_channel_queue(&a, &hdr, NULL, 0, NULL, 0), 0);
+    send_plan = (struct plan){ 1, FAULT_NOBUFS, 0 };
+    CHECK_INT(queue(&a, 5, 3000, NULL, 0), 0);
+    CHECK_INT(ob_channel_uncork(&a), 0);
+    msg = pump(&a, &b);
+    check_msg(msg, 4, 0, 0);
+    ob_msg_free(msg);
+    msg = pump(&a, &b);
+    check_msg(msg, 5, 3000, 0);
+    ob_msg_free(msg);
+    ob_channel_fini(&a);
+    ob_channel_fini(&b);
+}
+
 TEST(no_fds_to_queue, "no-fd-to-queue-never-tears-the-stream")
 {
     struct rlimit old, low;
