@@ -100,6 +100,8 @@ static int write_now_locked(struct ob_client *c, const struct ob_wire_region_acc
     if (wire->count > OB_WRITE_MULTI_DATA)
         return -EMSGSIZE;
     rc = c->main.wants_output ? ob_client_flush_locked(c, &c->main) : 0;
+    if (rc == 0 && c->nbatch > 0) /* the channel knows nothing of those */
+        rc = -EAGAIN;
     if (rc == 0)
         rc = ob_channel_try(&c->main.channel, &hdr, iov, 2, NULL, 0);
     return rc == -EPIPE || rc == -ECONNRESET ? ob_client_send_failed_locked(c, rc) : rc;

@@ -324,3 +324,66 @@ TEST(no_memory, "no-memory-anywhere-is-an-error")
     run_all(FAIL_MALLOC, 0, false);
 }
 #endif
+
+/* ---- Order -------------------------------------------------------------------------------- */
+
+static void check_number(uint64_t *next, const void *data)
+{
+    uint64_t number;
+
+    memcpy(&number, data, sizeof(number));
+    CHECK_INT(number, *next);
+    ++*next;
+}
+
+/* Once it may: takes writes, which are numbered, and answers a read with how many they were. */
+static void count_writes(struct peer *peer)
+{
+    const size_t access = sizeof(struct ob_wire_region_access);
+    uint64_t next = 0;
+    eventfd_t go;
+
+    CHECK_INT(eventfd_read(*(int *)peer->arg, &go), 0);
+    while (peer_recv(peer)) {
+        struct ob_wire_write_multi multi;
+
+        if (peer->msg->hdr.cmd == OB_CMD_REGION_READ) {
+            peer_reply_access(peer, &next);
+        } else if (peer->msg->hdr.cmd == OB_CMD_REGION_WRITE) {
+            check_number(&next, peer->msg->payload + access);
+        } else {
+            memcpy(&multi, peer->msg->payload, sizeof(multi));
+            for (uint64_t i = 0; i < multi.count; i++) {
+                struct ob_wire_write_multi_entry entry;
+
+                memcpy(&entry, peer->msg->payload + sizeof(multi) + i * sizeof(entry),
+                       sizeof(entry));
+                check_number(&next, entry.data);
+            }
+        }
+    }
+}
+
+TEST(batch_not_overtaken, "a-write-that-goes-at-once-overtakes-no-batch")
+{
+    int go = eventfd(0, EFD_CLOEXEC), rc;
+    struct peer peer = { .arg = &go, .json = "{\"capabilities\":{\"write_multiple\":true}}" };
+    uint64_t number = 0, counted;
+
+    peer_start(&peer, count_writes, NULL);
+    for (; number < 1000; number++)
+        CHECK_INT(ob_client_region_post(peer.client, 0, 0, &number, 8), 0);
+    CHECK_INT(eventfd_write(go, 1), 0);
+    usleep(200000);        /* what the socket had is read, and there is room again */
+    injection = FAIL_SEND; /* for the first look, but not for the second one */
+    error = EAGAIN;
+    left = 0;
+    rc = ob_client_region_post_now(peer.client, 0, 0, &number, 8);
+    injection = NOTHING;
+    CHECK(rc == 0 || rc == -EAGAIN);
+    number += rc == 0;
+    CHECK_INT(ob_client_region_read(peer.client, 0, 0, &counted, sizeof(counted)), 0);
+    CHECK_INT(counted, number);
+    peer_stop(&peer);
+    close(go);
+}
