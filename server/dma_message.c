@@ -172,6 +172,12 @@ static int64_t exchange(struct ob_session *session, uint16_t cmd, uint64_t addre
         rc = ob_channel_uncork(ch);
     if (rc < 0)
         return broken(session, rc);
+    /* Answers that were collected: the client may want them before it looks at the twin. */
+    rc = has_twin(session) ? ob_channel_uncork(&session->ch) : 0;
+    if (rc < 0) {
+        ob_session_broken(session, rc);
+        return -ENOTCONN;
+    }
     if (cmd == OB_CMD_DMA_READ)
         ch->sink = &sink;
     rc = receive_reply(session, &hdr, deadline, &msg);

@@ -56,6 +56,14 @@ static int on_access(void *opaque, uint64_t offset, void *data, uint32_t count, 
     return 0;
 }
 
+/* The device saves something elsewhere before memory goes. */
+static void on_unmap(void *opaque, uint64_t address, uint64_t size)
+{
+    (void)opaque, (void)size;
+    if (address != BASE)
+        device.result = ob_dma_read(device.server, BASE, device.buffer, 8);
+}
+
 static void *run(void *opaque)
 {
     (void)opaque;
@@ -88,9 +96,9 @@ static bool attach(struct peer *peer, struct peer *twin, const char *json)
 
 static void set_up(struct peer *peer, struct peer *twin, int timeout_ms)
 {
-    static const struct ob_server_ops ops = { .size = sizeof(ops),
-                                              .client = on_client,
-                                              .log = on_log };
+    static const struct ob_server_ops ops = {
+        .size = sizeof(ops), .dma_unmap = on_unmap, .client = on_client, .log = on_log
+    };
     struct ob_region region = { .size = 12,
                                 .flags = OB_REGION_READ | OB_REGION_WRITE,
                                 .access = on_access };
@@ -163,6 +171,32 @@ TEST(used, "dma-messages-go-over-the-second-socket-only")
     CHECK_INT((int32_t)peer_read32(&peer, 0, 4), 0);
     CHECK_INT(device.buffer[99], 0x5a);
     CHECK_INT(peer_read32(&peer, 0, 8), 1);
+    tear_down(&peer, &twin);
+}
+
+TEST(collected, "answers-that-were-collected-are-not-kept-for-the-end-of-dma")
+{
+    struct {
+        struct ob_wire_hdr hdr;
+        struct ob_wire_dma_map body;
+    } map = { { 100, OB_CMD_DMA_MAP, sizeof(map), 0, 0 },
+              { sizeof(map.body), RW, 0, 2 * BASE, SIZE } };
+    struct {
+        struct ob_wire_hdr hdr;
+        struct ob_wire_dma_unmap body;
+    } unmap = { { 101, OB_CMD_DMA_UNMAP, sizeof(unmap), 0, 0 },
+                { sizeof(unmap.body), 0, 2 * BASE, SIZE } };
+    uint8_t both[sizeof(map) + sizeof(unmap)];
+    struct peer peer, twin;
+
+    memcpy(both, &map, sizeof(map));
+    memcpy(both + sizeof(map), &unmap, sizeof(unmap));
+    set_up(&peer, &twin, 60000);
+    peer_send_raw(&peer, both, sizeof(both));
+    expect_answer(&peer, 100);
+    answer_dma(&twin, 8);
+    expect_answer(&peer, 101);
+    CHECK_INT(device.result, 0);
     tear_down(&peer, &twin);
 }
 
