@@ -302,14 +302,14 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
     int64_t limit_ns;
     int n = 0;
 
-    if (!session || session->doomed || server->awake || session->ch.out_head)
+    if (!session || session->doomed || server->awake || session->ch.out_head || server->stepping)
         return false;
     limit_ns = ob_spin_begin(&server->spin);
     if (limit_ns == 0)
         return false;
     for (unsigned i = server->spun; n == 0; i++) {
         if (i % SPIN_EVENTS_EVERY == 0)
-            n = wait_events(server, events, 0);
+            *rc = n = wait_events(server, events, 0);
         if (n == 0) {
             server->stepping = true;
             if (ob_session_read(session)) {

@@ -280,3 +280,42 @@ TEST(no_fds, "out-of-descriptors-turns-connections-away-without-spinning")
     peer_close(&peer);
     ob_server_free(server);
 }
+
+/* ---- The loop ----------------------------------------------------------------------------- */
+
+static int run_within(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)
+{
+    struct ob_server **server = opaque;
+    int rc = ob_server_run(*server);
+
+    (void)offset, (void)is_write;
+    memcpy(data, &rc, count);
+    return 0;
+}
+
+TEST(run_within_callback, "a-loop-inside-a-callback-is-refused")
+{
+    static const struct ob_server_ops ops = { .size = sizeof(ops) };
+    struct ob_wire_region_access access = { 0, 0, 4 };
+    struct ob_server *server;
+    struct ob_region region = {
+        .size = 4, .flags = OB_REGION_READ, .access = run_within, .opaque = &server
+    };
+    struct ob_msg *reply;
+    struct peer peer;
+    uint16_t id;
+    int rc;
+
+    server = peer_server_new(&ops, NULL);
+    ob_server_set_spin(server, OB_SPIN_US_MAX);
+    CHECK_INT(ob_server_set_region(server, 0, &region), 0);
+    peer_attach(&peer, server);
+    id = peer_send(&peer, OB_CMD_REGION_READ, 0, &access, sizeof(access), NULL, 0);
+    reply = peer_receive(&peer);
+    CHECK_INT(reply->hdr.msg_id, id);
+    memcpy(&rc, reply->payload + sizeof(access), sizeof(rc));
+    CHECK_INT(rc, -EBUSY);
+    ob_msg_free(reply);
+    peer_close(&peer);
+    ob_server_free(server);
+}
