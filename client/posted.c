@@ -104,6 +104,8 @@ static int write_now_locked(struct ob_client *c, const struct ob_wire_region_acc
         rc = -EAGAIN;
     if (rc == 0)
         rc = ob_channel_try(&c->main.channel, &hdr, iov, 2, NULL, 0);
+    if (c->main.channel.out_head || c->main.wants_output)
+        ob_client_want_output_locked(c, &c->main);
     return rc == -EPIPE || rc == -ECONNRESET ? ob_client_send_failed_locked(c, rc) : rc;
 }
 

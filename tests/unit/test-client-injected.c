@@ -387,3 +387,24 @@ TEST(batch_not_overtaken, "a-write-that-goes-at-once-overtakes-no-batch")
     peer_stop(&peer);
     close(go);
 }
+
+TEST(rest_is_sent, "the-loop-sends-the-rest-of-a-write-that-was-cut-short")
+{
+    int go = eventfd(1, EFD_CLOEXEC);
+    struct peer peer = { .arg = &go };
+    uint64_t number = 0, counted;
+    struct epoll_event event;
+
+    peer_start(&peer, count_writes, NULL);
+    usleep(10000); /* the loop is told of output at once, also when it was left alone for a while */
+    injection = SHORT_SEND;
+    left = 0;
+    CHECK_INT(ob_client_region_post_now(peer.client, 0, 0, &number, 8), 0);
+    CHECK_INT(epoll_wait(ob_client_fd(peer.client), &event, 1, 2000), 1);
+    CHECK_INT(ob_client_step(peer.client), 0);
+    CHECK_INT(epoll_wait(ob_client_fd(peer.client), &event, 1, 10), 0);
+    CHECK_INT(ob_client_region_read(peer.client, 0, 0, &counted, sizeof(counted)), 0);
+    CHECK_INT(counted, 1);
+    peer_stop(&peer);
+    close(go);
+}
