@@ -104,10 +104,14 @@ static struct ob_client *link_enter(ObPci *d, bool unlocked, Wait *wait)
 
 static void link_leave(ObPci *d, Wait *wait)
 {
+    bool last;
+
     if (!wait->unlocked) {
         return;
     }
-    if (qatomic_fetch_dec(&d->link.waiting) == 1 && qatomic_read(&d->link.closing)) {
+    last = qatomic_fetch_dec(&d->link.waiting) == 1;
+    smp_mb(); /* the other half of obq_link_fini()'s */
+    if (last && qatomic_read(&d->link.closing)) {
         qemu_mutex_lock(&d->link.lock);
         qemu_cond_signal(&d->link.idle);
         qemu_mutex_unlock(&d->link.lock);
