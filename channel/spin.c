@@ -15,6 +15,9 @@
 #define MOVE_EVERY_NS  3000000
 #define PAUSE_AFTER    24u
 #define PAUSE_WAITS    256u
+#define PAUSE_MAX      2048u
+#define HOG_NS         300000 /* who polls, or has a request to send, gives the CPU back sooner */
+#define HOG_MOVE_NS    100000000
 #define MARGIN_NS      2000
 #define FORGET_DIVISOR 128
 
@@ -91,17 +94,38 @@ static void find_shared(struct ob_spin *spin, int64_t now_ns, bool can_move)
         spin->paused = PAUSE_WAITS;
 }
 
+/* The CPU was given to one that computes, and kept it for its whole time slice: a hundred times
+ * what polling can save. Where another CPU is as busy, only sleeping helps: who sleeps is preferred
+ * when it wakes. */
+static void found_hog(struct ob_spin *spin, int64_t now_ns, bool can_move)
+{
+    spin->shared = 0;
+    if (can_move && now_ns - spin->moved_ns >= HOG_MOVE_NS && move()) {
+        spin->moved_ns = now_ns;
+        return;
+    }
+    spin->pause = spin->pause < PAUSE_WAITS ? PAUSE_WAITS : 2 * spin->pause;
+    if (spin->pause > PAUSE_MAX)
+        spin->pause = PAUSE_MAX;
+    spin->paused = spin->pause;
+}
+
 void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield, bool can_move)
 {
     int64_t before_ns, after_ns;
 
-    if (yield)
-        sched_yield();
-    if (yield || i % YIELD_EVERY != YIELD_EVERY - 1)
+    if (!yield && i % YIELD_EVERY != YIELD_EVERY - 1)
         return;
     before_ns = ob_now_ns();
     sched_yield();
     after_ns = ob_now_ns();
+    if (after_ns - before_ns > HOG_NS) {
+        found_hog(spin, after_ns, can_move);
+        return;
+    }
+    spin->pause -= spin->pause / 64;
+    if (yield)
+        return;
     if (after_ns - before_ns > OTHERS_RAN_NS)
         find_shared(spin, after_ns, can_move);
     else

@@ -304,7 +304,7 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
     now_ns = ob_now_ns();
     if (w.has_role) {
         ob_spin_learn(&c->spin, now_ns - req->start_ns);
-        c->spin_pays = c->spin.score > 0;
+        c->spin_pays = c->spin.score > 0 && c->spin.paused == 0;
         release_role_locked(c);
     }
     ob_client_wait_ended_locked(c, now_ns);

@@ -4,6 +4,8 @@
 #include "harness.h"
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 enum { BUDGET_US = 50, BUDGET_NS = BUDGET_US * 1000 };
@@ -109,5 +111,45 @@ TEST(nested, "thread-that-polls-may-poll-for-what-that-led-to")
         CHECK(ob_spin_begin(&inner) > 0);
         ob_spin_end();
         ob_spin_end();
+    }
+}
+
+static atomic_bool hog_ends;
+
+static void *compute(void *opaque)
+{
+    while (!hog_ends)
+        ;
+    return opaque;
+}
+
+/* Each time that it is offered the CPU it keeps it for milliseconds. */
+TEST(hog, "cpu-that-another-keeps-is-offered-to-it-seldom")
+{
+    cpu_set_t here;
+
+    need_two_cpus();
+    CPU_ZERO(&here);
+    CPU_SET(sched_getcpu(), &here);
+    CHECK_INT(sched_setaffinity(0, sizeof(here), &here), 0);
+    for (int yield = 0; yield < 2; yield++) {
+        struct ob_spin spin;
+        pthread_t thread;
+        unsigned polled = 0;
+
+        hog_ends = false;
+        CHECK_INT(pthread_create(&thread, NULL, compute, NULL), 0);
+        ob_spin_init(&spin, BUDGET_US);
+        for (int i = 0; i < 2000; i++) {
+            if (ob_spin_begin(&spin) == 0)
+                continue;
+            polled++;
+            for (unsigned look = 0; look < 16; look++)
+                ob_spin_relax(&spin, look, yield, false);
+            ob_spin_end();
+        }
+        hog_ends = true;
+        CHECK_INT(pthread_join(thread, NULL), 0);
+        CHECK(polled < 200);
     }
 }
