@@ -133,6 +133,7 @@ struct ob_server {
     struct ob_source *wake; /* its fd is always readable: watched while there is work left */
     bool awake, stepping, stop;
     bool has_read;              /* in this step, from the client */
+    int64_t looked_ns;          /* when everything was looked at while polling */
     unsigned spun;              /* waits by polling; where the next one is in its rounds */
     struct ob_spin spin;        /* for requests */
     struct ob_spin dma_spin;    /* for answers to message DMA */

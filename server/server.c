@@ -17,7 +17,8 @@
 #include <unistd.h>
 
 #define EVENTS_PER_STEP   32
-#define SPIN_EVENTS_EVERY 64 /* looks at the socket, between two at everything */
+#define SPIN_EVENTS_EVERY 64      /* looks at the socket, between two at everything */
+#define SPIN_EVENTS_NS    1000000 /* or so long, where requests take their time */
 
 struct ob_source *ob_source_add(struct ob_server *server, int fd, uint32_t events,
                                 void (*ready)(void *opaque, uint32_t events), void *opaque)
@@ -308,8 +309,10 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
     if (limit_ns == 0)
         return false;
     for (unsigned i = server->spun; n == 0; i++) {
-        if (i % SPIN_EVENTS_EVERY == 0)
+        if (i % SPIN_EVENTS_EVERY == 0 || start_ns - server->looked_ns > SPIN_EVENTS_NS) {
             *rc = n = wait_events(server, events, 0);
+            server->looked_ns = start_ns;
+        }
         if (n == 0) {
             server->stepping = true;
             if (ob_session_read(session)) {

@@ -4,6 +4,8 @@
 #include "peer.h"
 
 #include <errno.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -318,4 +320,50 @@ TEST(run_within_callback, "a-loop-inside-a-callback-is-refused")
     ob_msg_free(reply);
     peer_close(&peer);
     ob_server_free(server);
+}
+
+static struct {
+    struct ob_server *server;
+    int event;
+    unsigned accesses;
+} slow;
+
+/* Takes its time, but less than the server polls for. */
+static int slow_access(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)
+{
+    (void)opaque, (void)offset, (void)data, (void)count, (void)is_write;
+    if (++slow.accesses == 5)
+        CHECK_INT(eventfd_write(slow.event, 1), 0);
+    usleep(4000);
+    return 0;
+}
+
+static void slow_event(void *opaque, uint32_t events)
+{
+    (void)opaque, (void)events;
+    ob_server_stop(slow.server);
+}
+
+TEST(others_wait, "other-events-do-not-wait-for-a-row-of-slow-requests")
+{
+    static const struct ob_server_ops ops = { .size = sizeof(ops) };
+    struct ob_region region = { .size = 4, .flags = OB_REGION_READ, .access = slow_access };
+    struct ob_wire_region_access access = { 0, 0, 4 };
+    struct peer peer;
+
+    slow.server = peer_server_new(&ops, NULL);
+    slow.event = eventfd(0, EFD_CLOEXEC);
+    ob_server_set_spin(slow.server, OB_SPIN_US_MAX);
+    CHECK_INT(ob_server_set_region(slow.server, 0, &region), 0);
+    CHECK_INT(ob_server_watch(slow.server, slow.event, EPOLLIN, slow_event, NULL), 0);
+    peer_attach(&peer, slow.server);
+    for (int i = 0; i < 100; i++)
+        peer_send(&peer, OB_CMD_REGION_READ, 0, &access, sizeof(access), NULL, 0);
+    CHECK_INT(ob_channel_flush(&peer.ch), 1);
+    CHECK_INT(ob_server_run(slow.server), 0);
+    CHECK(slow.accesses >= 5 && slow.accesses <= 10);
+    ob_server_watch(slow.server, slow.event, 0, NULL, NULL);
+    close(slow.event);
+    peer_close(&peer);
+    ob_server_free(slow.server);
 }
