@@ -206,10 +206,10 @@ void ob_dirty_fini(struct ob_dirty *dirty)
 
 /* ---- Reports ------------------------------------------------------------------------------ */
 
-/* [first, last] was written. */
+/* [first, last] was written. What is held may change while it is read, and then be no range. */
 static void add(const struct report *r, uint64_t first, uint64_t last)
 {
-    if (last < r->first || first > r->last)
+    if (last < first || last < r->first || first > r->last)
         return;
     if (first < r->first)
         first = r->first;

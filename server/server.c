@@ -417,6 +417,11 @@ int64_t ob_server_poll_begin(struct ob_server *server)
     return ob_spin_begin(&server->poller_spin);
 }
 
+void ob_server_poll_relax(struct ob_server *server, unsigned looks)
+{
+    ob_spin_relax(&server->poller_spin, looks, false, true);
+}
+
 void ob_server_poll_end(struct ob_server *server)
 {
     (void)server;

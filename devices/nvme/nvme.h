@@ -219,6 +219,7 @@ struct nvme_ctrl {
     int64_t timer_ns;         /* when it expires; 0: never */
     int64_t look_ns, wait_ns; /* when to look, and how long after that again */
     bool polling;             /* ob_server_poll_end() is due */
+    unsigned looks;           /* in vain, since then */
     int64_t idle_ns;          /* since then there is nothing to do; 0: there is */
     int64_t spin_ns;          /* for so long it polls */
 

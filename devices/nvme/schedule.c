@@ -128,6 +128,7 @@ static void begin_idle(struct nvme_ctrl *c, int64_t now)
     c->idle_ns = now;
     c->spin_ns = nvme_running(c) ? ob_server_poll_begin(c->server) : 0;
     c->polling = c->spin_ns > 0;
+    c->looks = 0;
 }
 
 static void end_idle(struct nvme_ctrl *c)
@@ -164,8 +165,10 @@ static bool idle(struct nvme_ctrl *c)
 
     if (c->idle_ns == 0)
         begin_idle(c, now);
-    if (c->polling && nvme_running(c) && now - c->idle_ns < c->spin_ns)
+    if (c->polling && nvme_running(c) && now - c->idle_ns < c->spin_ns) {
+        ob_server_poll_relax(c->server, c->looks++);
         return true;
+    }
     if (c->polling)
         ob_server_poll_end(c->server);
     c->polling = false;

@@ -95,10 +95,12 @@ void ob_server_set_spin(struct ob_server *server, unsigned us);
 /*
  * The same for a poller that looks at things of its own before it lets the server sleep. Begin: it
  * has found nothing to do. Returns for how many nanoseconds it may go on looking, by the same rules
- * and budget; 0: not at all, else an end must follow when the looking has ended. Learn: there is
- * something to do again, after so long, sleep included. Since 0.1.
+ * and budget; 0: not at all, else an end must follow, from the same thread, when the looking has
+ * ended. Relax: after each look in vain, which it counts; so that others get the CPU. Learn: there
+ * is something to do again, after so long, sleep included. Since 0.1.
  */
 int64_t ob_server_poll_begin(struct ob_server *server);
+void ob_server_poll_relax(struct ob_server *server, unsigned looks);
 void ob_server_poll_end(struct ob_server *server);
 void ob_server_poll_learn(struct ob_server *server, int64_t idle_ns);
 
