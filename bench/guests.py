@@ -30,7 +30,7 @@ def address(slot):
     return f"0000:00:{slot:02x}.0"
 
 
-def measured(vm, what, slots, count=400, prefix="", more=""):
+def measured(vm, what, slots, count=2000, prefix="", more=""):
     """ns of each, by guest/bench-guest.c."""
     lines = vm.run(f"{prefix} bench-guest {what} {count} {' '.join(map(address, slots))} {more}", timeout_s=120)
     return list(map(float, lines.split()))

@@ -11,6 +11,8 @@
 #define TRIAL_EVERY    16u  /* waits, while polling does not pay */
 #define YIELD_EVERY    16u  /* looks */
 #define OTHERS_RAN_NS  1200 /* a yield to nobody takes a third of that */
+#define MOVE_NS        400000
+#define STAY_NS        3000000
 #define MOVE_AFTER     6u
 #define MOVE_EVERY_NS  3000000
 #define PAUSE_AFTER    24u
@@ -86,7 +88,11 @@ static void find_shared(struct ob_spin *spin, int64_t now_ns, bool can_move)
 {
     unsigned enough = can_move ? MOVE_AFTER : PAUSE_AFTER;
 
-    if (++spin->shared < enough || now_ns - spin->moved_ns < MOVE_EVERY_NS)
+    if (spin->shared++ == 0)
+        spin->shared_ns = now_ns;
+    /* What others do for a moment is no reason; and a peer that can move comes first. */
+    if (spin->shared < enough || now_ns - spin->shared_ns < (can_move ? MOVE_NS : STAY_NS) ||
+        now_ns - spin->moved_ns < MOVE_EVERY_NS)
         return;
     spin->shared = 0;
     spin->moved_ns = now_ns;
