@@ -213,31 +213,40 @@ int ob_channel_uncork(struct ob_channel *ch)
     return send_corked(ch);
 }
 
-/* Puts a message behind those collected. 0; -E2BIG: it is too large for that. */
+/* Copies the whole message into one piece. Its length, or 0 when there is not so much room. */
+static size_t flatten(uint8_t *to, size_t room, struct ob_wire_hdr *hdr, const struct iovec *iov,
+                      unsigned niov)
+{
+    size_t len = sizeof(*hdr);
+
+    if (len > room)
+        return 0;
+    for (unsigned i = 0; i < niov; i++) {
+        if (iov[i].iov_len > room - len)
+            return 0;
+        memcpy(to + len, iov[i].iov_base, iov[i].iov_len);
+        len += iov[i].iov_len;
+    }
+    hdr->msg_size = (uint32_t)len;
+    memcpy(to, hdr, sizeof(*hdr));
+    return len;
+}
+
+/* Puts a message behind those collected, which are sent first when there is no room. 0; -E2BIG: it
+ * is too large for that; or what sending them returned. */
 static int collect(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct iovec *iov,
                    unsigned niov)
 {
-    size_t len = sizeof(*hdr);
-    uint8_t *at;
-    int rc = 0;
+    size_t len = flatten(ch->cork + ch->ncorked, sizeof(ch->cork) - ch->ncorked, hdr, iov, niov);
 
-    for (unsigned i = 0; i < niov; i++) {
-        if (iov[i].iov_len > sizeof(ch->cork) / 2 - len)
-            return -E2BIG;
-        len += iov[i].iov_len;
+    if (len == 0) {
+        int rc = send_corked(ch);
+        if (rc < 0)
+            return rc;
+        len = flatten(ch->cork, sizeof(ch->cork), hdr, iov, niov);
     }
-    if (len > sizeof(ch->cork) - ch->ncorked)
-        rc = send_corked(ch);
-    if (rc < 0)
-        return rc;
-    at = ch->cork + ch->ncorked;
-    hdr->msg_size = (uint32_t)len;
-    memcpy(at, hdr, sizeof(*hdr));
-    at += sizeof(*hdr);
-    for (unsigned i = 0; i < niov; at += iov[i++].iov_len)
-        memcpy(at, iov[i].iov_base, iov[i].iov_len);
     ch->ncorked += (uint32_t)len;
-    return 0;
+    return len ? 0 : -E2BIG;
 }
 
 /* A message without fds that is not larger is sent from one piece: to copy it costs less than to
@@ -250,17 +259,11 @@ static ssize_t send_flat(int fd, struct ob_wire_hdr *hdr, const struct iovec *io
                          size_t *total)
 {
     uint8_t flat[FLAT_MAX];
-    size_t len = sizeof(*hdr);
+    size_t len = flatten(flat, sizeof(flat), hdr, iov, niov);
     ssize_t n;
 
-    for (unsigned i = 0; i < niov; i++) {
-        if (iov[i].iov_len > sizeof(flat) - len)
-            return -E2BIG;
-        memcpy(flat + len, iov[i].iov_base, iov[i].iov_len);
-        len += iov[i].iov_len;
-    }
-    hdr->msg_size = (uint32_t)len;
-    memcpy(flat, hdr, sizeof(*hdr));
+    if (len == 0)
+        return -E2BIG;
     *total = len;
     do
         n = send(fd, flat, len, MSG_DONTWAIT | MSG_NOSIGNAL);

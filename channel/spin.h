@@ -22,9 +22,9 @@ struct ob_spin {
     unsigned score;    /* of recent waits; 0: polling does not pay */
     unsigned skipped;  /* waits since the last trial */
     unsigned shared;   /* times in a row that others ran when the CPU was offered to them */
+    int64_t shared_ns; /* when that began */
     unsigned paused;   /* waits that do not poll, because the CPU is shared */
     unsigned pause;    /* how long the last pause was, forgotten slowly */
-    int64_t shared_ns; /* when that began */
     int64_t moved_ns;  /* when the CPU was changed last */
 };
 
