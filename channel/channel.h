@@ -64,7 +64,6 @@ struct ob_channel {
     bool fdless;                /* fds that come now are of no use, and not received */
     const struct ob_sink *sink; /* NULL: none */
     struct ob_msg *in;          /* being assembled, or waiting for its first byte; NULL at first */
-    struct ob_msg *spare;       /* for the next one; exchanged atomically, by any thread */
     uint32_t in_got;            /* bytes of header and payload that are there (or drained) */
     uint32_t own_fds;           /* of ch->in, where a read went beyond it */
     bool own_lost;
@@ -77,6 +76,8 @@ struct ob_channel {
     bool corked;      /* small messages without fds are collected first */
     uint32_t ncorked; /* bytes of those */
     uint8_t cork[2048];
+    /* either, and last: ob_channel_move() leaves it where it is */
+    struct ob_msg *spare; /* for the next message; exchanged atomically, by any thread */
 };
 
 #define OB_CHANNEL_QUEUE_MAX (64u << 20) /* bytes that ob_channel_queue() keeps at most */
@@ -87,6 +88,9 @@ struct ob_channel {
 int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max);
 /* Closes the socket, drops what was queued or half received. */
 void ob_channel_fini(struct ob_channel *ch);
+/* `to` goes on with the socket of `from`, and all that is under way there; its own is closed, and
+ * what was under way dropped. `from` then has none. */
+void ob_channel_move(struct ob_channel *to, struct ob_channel *from);
 
 /*
  * Never blocks. 1: *out is a whole message, the caller's; 0: nothing whole yet (that the socket is

@@ -83,11 +83,25 @@ int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max)
     return 0;
 }
 
+static void drop_all(struct ob_channel *ch)
+{
+    if (ch->fd >= 0)
+        close(ch->fd);
+    ob_msg_free(ch->in);
+    ob_channel_drop_queue(ch);
+}
+
 void ob_channel_fini(struct ob_channel *ch)
 {
-    close(ch->fd);
-    ob_msg_free(ch->in);
+    drop_all(ch);
     free(ch->spare);
-    ob_channel_drop_queue(ch);
     *ch = (struct ob_channel){ .fd = -1 };
+}
+
+void ob_channel_move(struct ob_channel *to, struct ob_channel *from)
+{
+    drop_all(to);
+    memcpy(to, from, offsetof(struct ob_channel, spare));
+    free(from->spare);
+    *from = (struct ob_channel){ .fd = -1 };
 }

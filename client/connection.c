@@ -4,7 +4,7 @@
  * that is found; from then on nothing waits any more. The socket is shut down at once, so that
  * the server notices and no thread stays in poll(); it is closed by ob_client_free().
  */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -22,17 +22,40 @@ void ob_client_lock(struct ob_client *c)
 
 void ob_client_unlock(struct ob_client *c)
 {
-    bool lost_due = c->lost_due;
+    bool lost_due = c->lost_due, again = c->state == OB_CLIENT_INTERRUPTED;
+    char why[OB_CLIENT_WHY_MAX];
 
     c->lost_due = false;
+    if (lost_due && again)
+        memcpy(why, c->memo->why, sizeof(why));
     pthread_mutex_unlock(&c->lock);
-    if (lost_due)
+    if (!lost_due)
+        return;
+    if (again) {
+        if (c->opt.interrupted)
+            c->opt.interrupted(c->opt.opaque, why);
+        ob_reconnect_start(c); /* only now, so that resumed cannot come first */
+    } else if (c->opt.lost) {
         c->opt.lost(c->opt.opaque, c->why);
+    }
 }
 
-static void end_locked(struct ob_client *c)
+/* With a memo and a thread that still reports the last return, that one goes on from here. */
+static void report_locked(struct ob_client *c)
 {
-    c->dead = true;
+    if (c->memo && c->memo->running)
+        c->memo->again = true;
+    else
+        c->lost_due = true;
+}
+
+static void end_locked(struct ob_client *c, enum ob_client_state state)
+{
+    c->state = state;
+    if (c->memo) {
+        c->dma_maps = 0;
+        pthread_cond_broadcast(&c->memo->changed);
+    }
     shutdown(c->main.channel.fd, SHUT_RDWR);
     if (c->twin.channel.fd >= 0)
         shutdown(c->twin.channel.fd, SHUT_RDWR);
@@ -43,19 +66,20 @@ int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)
 {
     va_list ap;
 
-    if (c->dead)
+    if (ob_client_dead(c))
         return -ENOTCONN;
     va_start(ap, fmt);
-    vsnprintf(c->why, sizeof(c->why), fmt, ap);
+    vsnprintf(c->memo ? c->memo->why : c->why, OB_CLIENT_WHY_MAX, fmt, ap);
     va_end(ap);
-    end_locked(c);
-    c->lost_due = c->ready && c->opt.lost;
+    end_locked(c, c->memo ? OB_CLIENT_INTERRUPTED : OB_CLIENT_LOST);
+    if (c->ready)
+        report_locked(c);
     return -ENOTCONN;
 }
 
 int ob_client_die(struct ob_client *c, const char *fmt, ...)
 {
-    char why[sizeof(c->why)];
+    char why[OB_CLIENT_WHY_MAX];
     va_list ap;
 
     va_start(ap, fmt);
@@ -77,21 +101,24 @@ int ob_client_send_failed_locked(struct ob_client *c, int rc)
 void ob_client_shutdown(struct ob_client *c, const char *why)
 {
     ob_client_lock(c);
-    if (!c->dead) {
+    if (c->state != OB_CLIENT_LOST) {
         snprintf(c->why, sizeof(c->why), "%s", why);
-        end_locked(c);
+        end_locked(c, OB_CLIENT_LOST);
+        c->lost_due = false;
+        if (c->memo && c->memo->attempt)
+            ob_client_shutdown(c->memo->attempt, why);
     }
     ob_client_unlock(c);
 }
 
 bool ob_client_connected(const struct ob_client *c)
 {
-    return !c->dead;
+    return !ob_client_dead(c);
 }
 
 const char *ob_client_error(const struct ob_client *c)
 {
-    return c->dead ? c->why : NULL;
+    return c->state == OB_CLIENT_LOST ? c->why : NULL;
 }
 
 const struct ob_caps *ob_client_caps(const struct ob_client *c)
@@ -126,6 +153,11 @@ void ob_client_free(struct ob_client *c)
 {
     if (!c)
         return;
+    if (c->memo) {
+        ob_client_shutdown(c, "the client was freed");
+        ob_reconnect_end(c);
+        ob_memo_free(c->memo);
+    }
     ob_channel_fini(&c->main.channel);
     if (c->twin.channel.fd >= 0)
         ob_channel_fini(&c->twin.channel);
@@ -154,8 +186,7 @@ static void copy_options(struct ob_client_options *out, const struct ob_client_o
         out->timeout_ms = OB_CLIENT_TIMEOUT_MS;
 }
 
-/* A client on a connected socket, not negotiated. opt is complete. fd is taken. */
-static int new_client(int fd, const struct ob_client_options *opt, struct ob_client **out)
+int ob_client_new(int fd, const struct ob_client_options *opt, struct ob_client **out)
 {
     struct ob_client *c = calloc(1, sizeof(*c));
     int rc;
@@ -216,9 +247,7 @@ static const char *take_version(struct ob_client *c, struct ob_msg *msg)
     return c->caps.twin_socket ? take_twin(c, msg) : NULL;
 }
 
-static int refuse(char *errbuf, size_t size, int rc, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
-static int refuse(char *errbuf, size_t size, int rc, const char *fmt, ...)
+int ob_client_refuse(char *errbuf, size_t size, int rc, const char *fmt, ...)
 {
     va_list ap;
 
@@ -236,25 +265,26 @@ static int negotiation_failed(const struct ob_client *c, int rc, char *errbuf, s
     char text[128];
 
     if (rc == -ETIMEDOUT)
-        return refuse(errbuf, size, rc,
-                      "the server did not answer within %d ms; it may be hanging, or be busy with "
-                      "another client",
-                      c->opt.timeout_ms);
+        return ob_client_refuse(
+            errbuf, size, rc,
+            "the server did not answer within %d ms; it may be hanging, or be busy with "
+            "another client",
+            c->opt.timeout_ms);
     if (ob_peer_errno(rc) == EBUSY)
-        return refuse(errbuf, size, rc,
-                      "the server refused the connection: it is in use by another client");
+        return ob_client_refuse(
+            errbuf, size, rc, "the server refused the connection: it is in use by another client");
     if (ob_err_class(rc) == OB_ERR_PEER)
-        return refuse(errbuf, size, rc, "the server refused the connection: %s",
-                      ob_errno_text(ob_peer_errno(rc)));
-    if (rc == -ENOTCONN && c->dead)
-        return refuse(errbuf, size, rc,
-                      "%s while connecting; is it a vfio-user server, and free for a client?",
-                      c->why);
-    return refuse(errbuf, size, rc, "cannot negotiate with the server: %s",
-                  ob_strerror(rc, text, sizeof(text)));
+        return ob_client_refuse(errbuf, size, rc, "the server refused the connection: %s",
+                                ob_errno_text(ob_peer_errno(rc)));
+    if (rc == -ENOTCONN && ob_client_dead(c))
+        return ob_client_refuse(
+            errbuf, size, rc,
+            "%s while connecting; is it a vfio-user server, and free for a client?", c->why);
+    return ob_client_refuse(errbuf, size, rc, "cannot negotiate with the server: %s",
+                            ob_strerror(rc, text, sizeof(text)));
 }
 
-static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, size_t size)
+int ob_client_negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, size_t size)
 {
     struct ob_wire_version version = { OB_VERSION_MAJOR, OB_VERSION_MINOR };
     struct ob_caps ours;
@@ -270,7 +300,7 @@ static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, siz
     ob_caps_offer_migration(&ours);
     rc = ob_caps_print(&ours, false, json, sizeof(json));
     if (rc < 0)
-        return refuse(errbuf, size, rc, "cannot print the capabilities");
+        return ob_client_refuse(errbuf, size, rc, "cannot print the capabilities");
     body.data_len = (uint32_t)rc;
     rc = ob_request_start(c, &req, OB_CMD_VERSION, &body);
     if (rc == 0) {
@@ -282,21 +312,25 @@ static int negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, siz
     why = take_version(c, reply);
     ob_msg_free(reply);
     if (why)
-        return refuse(errbuf, size, -EPROTONOSUPPORT, "the server cannot be used: %s", why);
+        return ob_client_refuse(errbuf, size, -EPROTONOSUPPORT, "the server cannot be used: %s",
+                                why);
     c->ready = true;
     return 0;
 }
 
-static int connect_on(int fd, const struct ob_client_options *opt, int64_t deadline_ns,
-                      struct ob_client **out, char *errbuf, size_t errbuf_size)
+/* path: where to reconnect, or NULL. */
+static int connect_on(int fd, const char *path, const struct ob_client_options *opt,
+                      int64_t deadline_ns, struct ob_client **out, char *errbuf, size_t errbuf_size)
 {
     struct ob_client *c;
-    int rc = new_client(fd, opt, &c);
+    int rc = ob_client_new(fd, opt, &c);
 
     if (rc < 0)
-        return refuse(errbuf, errbuf_size, rc, "cannot set up the connection: %s",
-                      ob_errno_text(-rc));
-    rc = negotiate(c, deadline_ns, errbuf, errbuf_size);
+        return ob_client_refuse(errbuf, errbuf_size, rc, "cannot set up the connection: %s",
+                                ob_errno_text(-rc));
+    rc = ob_client_negotiate(c, deadline_ns, errbuf, errbuf_size);
+    if (rc == 0 && path && opt->reconnect_ms > 0)
+        rc = ob_memo_begin(c, path, errbuf, errbuf_size);
     if (rc < 0)
         ob_client_free(c);
     else
@@ -304,33 +338,37 @@ static int connect_on(int fd, const struct ob_client_options *opt, int64_t deadl
     return rc;
 }
 
-static int connect_failed(const char *path, int rc, char *errbuf, size_t size)
+int ob_client_connect_failed(const char *path, int rc, char *errbuf, size_t size)
 {
     struct stat st;
 
     switch (rc) {
     case -ENOENT:
-        return refuse(errbuf, size, rc, "there is no socket %s; is the server running?", path);
+        return ob_client_refuse(errbuf, size, rc, "there is no socket %s; is the server running?",
+                                path);
     case -ECONNREFUSED:
         if (stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
-            return refuse(errbuf, size, -ENOTSOCK, "%s is not a socket", path);
-        return refuse(errbuf, size, rc,
-                      "nobody listens on %s any more; its server has ended, start it again", path);
+            return ob_client_refuse(errbuf, size, -ENOTSOCK, "%s is not a socket", path);
+        return ob_client_refuse(
+            errbuf, size, rc, "nobody listens on %s any more; its server has ended, start it again",
+            path);
     case -EACCES:
     case -EPERM:
-        return refuse(errbuf, size, rc, "no permission to connect to %s", path);
+        return ob_client_refuse(errbuf, size, rc, "no permission to connect to %s", path);
     case -ENAMETOOLONG:
-        return refuse(errbuf, size, rc, "the path %s is too long for a socket (107 bytes at most)",
-                      path);
+        return ob_client_refuse(errbuf, size, rc,
+                                "the path %s is too long for a socket (107 bytes at most)", path);
     case -EPROTOTYPE:
-        return refuse(errbuf, size, rc, "%s is not a stream socket", path);
+        return ob_client_refuse(errbuf, size, rc, "%s is not a stream socket", path);
     case -ETIMEDOUT:
-        return refuse(errbuf, size, rc,
-                      "the server on %s accepts no connection; it may be hanging, or be busy with "
-                      "another client",
-                      path);
+        return ob_client_refuse(
+            errbuf, size, rc,
+            "the server on %s accepts no connection; it may be hanging, or be busy with "
+            "another client",
+            path);
     default:
-        return refuse(errbuf, size, rc, "cannot connect to %s: %s", path, ob_errno_text(-rc));
+        return ob_client_refuse(errbuf, size, rc, "cannot connect to %s: %s", path,
+                                ob_errno_text(-rc));
     }
 }
 
@@ -340,7 +378,13 @@ int ob_client_connect_fd(int fd, const struct ob_client_options *opt, struct ob_
     struct ob_client_options full;
 
     copy_options(&full, opt);
-    return connect_on(fd, &full, ob_deadline_ns(full.timeout_ms), out, errbuf, errbuf_size);
+    if (full.reconnect_ms > 0) {
+        close(fd);
+        return ob_client_refuse(errbuf, errbuf_size, -EINVAL,
+                                "a connection that was made by somebody else cannot be made "
+                                "again: reconnect_ms needs the path of a socket");
+    }
+    return connect_on(fd, NULL, &full, ob_deadline_ns(full.timeout_ms), out, errbuf, errbuf_size);
 }
 
 int ob_client_connect(const char *path, const struct ob_client_options *opt, struct ob_client **out,
@@ -354,6 +398,6 @@ int ob_client_connect(const char *path, const struct ob_client_options *opt, str
     deadline_ns = ob_deadline_ns(full.timeout_ms);
     fd = ob_socket_connect(path, deadline_ns);
     if (fd < 0)
-        return connect_failed(path, fd, errbuf, errbuf_size);
-    return connect_on(fd, &full, deadline_ns, out, errbuf, errbuf_size);
+        return ob_client_connect_failed(path, fd, errbuf, errbuf_size);
+    return connect_on(fd, path, &full, deadline_ns, out, errbuf, errbuf_size);
 }

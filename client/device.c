@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What the device is: its regions and interrupts as the server describes them, and its reset. */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -68,7 +68,7 @@ static int reset(struct ob_client *c)
 
 /* libvfio-user refuses a reset of a device that was stopped to migrate, and leaves the migration
  * state of others as it is (L-13): it is put to RUNNING by hand. */
-int ob_client_reset(struct ob_client *client)
+static int reset_to_running(struct ob_client *client)
 {
     enum ob_mig_state state;
     int rc = reset(client), rc2;
@@ -85,6 +85,17 @@ int ob_client_reset(struct ob_client *client)
     if (rc2 < 0)
         return rc < 0 ? rc : rc2;
     return rc < 0 ? reset(client) : 0;
+}
+
+int ob_client_reset(struct ob_client *client)
+{
+    int rc;
+
+    if (!ob_memo_enter(client))
+        return -EDEADLK;
+    rc = ob_memo_note_reset(client, reset_to_running(client));
+    ob_memo_leave(client);
+    return rc;
 }
 
 /* ---- Regions ------------------------------------------------------------------------------ */
@@ -131,8 +142,11 @@ int ob_client_region_info(struct ob_client *client, uint32_t index, struct ob_re
     struct ob_region_layout layout;
     struct ob_msg *reply = NULL;
     const char *why;
-    int fd = -1;
-    int rc = get_region_info(client, index, &reply);
+    int fd = -1, rc;
+
+    if (client->memo && index < client->memo->identity.info.num_regions)
+        return ob_memo_region_info(client, index, out);
+    rc = get_region_info(client, index, &reply);
 
     if (rc < 0)
         return rc;

@@ -4,7 +4,7 @@
  * OB_CLIENT_DMA_WINDOW are under way, so that a memory map of thousands of pieces costs few round
  * trips, and still each change gets its own answer.
  */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <string.h>
@@ -110,7 +110,7 @@ static void cork(struct ob_client *c, bool on)
     ob_client_lock(c);
     if (on)
         ob_channel_cork(&c->main.channel);
-    else if (!c->dead)
+    else if (!ob_client_dead(c))
         rc = ob_channel_uncork(&c->main.channel);
     if (rc < 0)
         ob_client_send_failed_locked(c, rc);
@@ -130,6 +130,13 @@ static void start_changes(struct ob_client *c, struct ob_request *window,
         cork(c, false);
 }
 
+static int refuse_all(struct ob_dma_change *changes, size_t count, int rc)
+{
+    for (size_t i = 0; i < count; i++)
+        changes[i].result = rc;
+    return count ? rc : 0;
+}
+
 int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes, size_t count)
 {
     struct ob_request window[OB_CLIENT_DMA_WINDOW];
@@ -137,6 +144,8 @@ int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes,
     bool hangs = false;
     int first = 0;
 
+    if (!ob_memo_enter(client))
+        return refuse_all(changes, count, -EDEADLK);
     for (size_t i = 0; i < count; i++) {
         if (!hangs && started < count && started - i <= OB_CLIENT_DMA_WINDOW / 2) {
             size_t to = count - i < OB_CLIENT_DMA_WINDOW ? count : i + OB_CLIENT_DMA_WINDOW;
@@ -150,11 +159,13 @@ int ob_client_dma_apply(struct ob_client *client, struct ob_dma_change *changes,
         if (changes[i].result == 0)
             changes[i].result =
                 finish_change(client, &window[i % OB_CLIENT_DMA_WINDOW], &changes[i]);
+        changes[i].result = ob_memo_note_dma(client, &changes[i], changes[i].result);
         if (changes[i].result == -ETIMEDOUT)
             hangs = true;
         if (first == 0)
             first = changes[i].result;
     }
+    ob_memo_leave(client);
     return first;
 }
 

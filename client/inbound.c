@@ -21,7 +21,7 @@ static _Thread_local const struct serving *innermost;
 bool ob_client_in_callback(const struct ob_client *c)
 {
     for (const struct serving *s = innermost; s; s = s->outer)
-        if (s->client == c)
+        if (s->client == c || s->client->owner == c)
             return true;
     return false;
 }

@@ -49,6 +49,8 @@
 #include "outboard/client.h"
 
 #define OB_CLIENT_TIMEOUT_MS  5000
+/* Bytes of the sentence that says why a connection died. */
+#define OB_CLIENT_WHY_MAX     512u
 /* Requests that timed out and whose reply may still come. One more, and the server counts as
  * dead. */
 #define OB_CLIENT_LATE_MAX    1024u
@@ -86,6 +88,7 @@ struct ob_request {
     int result; /* when done: 0 and reply is set, or a negative number */
     struct ob_msg *reply;
     int64_t start_ns, deadline_ns;
+    uint64_t posted;          /* writes before it, for a memo */
     struct ob_waiter *waiter; /* the thread that sleeps until this is done, if one does */
     struct ob_request *next;  /* in its bucket */
 };
@@ -110,21 +113,23 @@ struct ob_socket {
 
 struct ob_client {
     struct ob_client_options opt;
-    struct ob_caps caps;    /* the server's; constant once connected */
-    bool ready;             /* negotiated; constant once connected */
-    struct ob_spin spin;    /* belongs to the role */
-    unsigned twin_busy;     /* belongs to the role; > 0 while commands come over the twin */
-    atomic_uint fd_replies; /* under way, or late, that may have fds */
-    atomic_uint reading;    /* odd while the main socket is read; written by the role */
+    struct ob_caps caps;           /* the server's; constant once connected */
+    bool ready;                    /* negotiated; constant once connected */
+    struct ob_memo *memo;          /* NULL: it does not reconnect; constant once connected */
+    const struct ob_client *owner; /* the client that this one is to continue, or NULL */
+    struct ob_spin spin;           /* belongs to the role */
+    unsigned twin_busy;            /* belongs to the role; > 0 while commands come over the twin */
+    atomic_uint fd_replies;        /* under way, or late, that may have fds */
+    atomic_uint reading;           /* odd while the main socket is read; written by the role */
     struct ob_socket main, twin;
     int socket_epoll, loop_epoll, timer_fd;
     pthread_condattr_t monotonic;
-    atomic_bool dead; /* set under the lock, why[] before it */
-    char why[256];
+    atomic_int state;                /* enum ob_client_state; set under the lock */
+    char why[3 * OB_CLIENT_WHY_MAX]; /* written once, before the state is LOST */
 
     pthread_mutex_t lock;
     /* guarded */
-    bool lost_due; /* the thread that unlocks next calls opt.lost */
+    bool lost_due; /* the thread that unlocks next tells that the connection died */
     bool told;     /* ob_client_step() has reported the death */
     atomic_bool role_taken;
     bool spin_pays;     /* what the last holder of the role found */
@@ -144,15 +149,32 @@ struct ob_client {
     uint32_t dma_maps;
     uint64_t log_page_size; /* that dirty memory is logged in; 0: it is not logged */
     bool mig_state_set;     /* this client has set the migration state, to whatever it is */
-    uint32_t nbatch;        /* posted writes behind what the channel has queued */
+    bool migrating;         /* and not to RUNNING */
+    uint64_t nrequests, nposted;
+    uint32_t nbatch; /* posted writes behind what the channel has queued */
     struct ob_wire_write_multi_entry batch[OB_CLIENT_BATCH_MAX];
 };
+
+static inline bool ob_client_dead(const struct ob_client *c)
+{
+    return c->state != OB_CLIENT_CONNECTED;
+}
 
 /* ---- connection.c ------------------------------------------------------------------------- */
 
 void ob_client_lock(struct ob_client *c);
-/* Also calls opt.lost when this thread has found out that the connection is dead. */
+/* Also calls opt.lost or opt.interrupted when this thread has found out that the connection is
+ * dead. */
 void ob_client_unlock(struct ob_client *c);
+/* A client on a connected socket, not negotiated. opt is complete. fd is taken. */
+int ob_client_new(int fd, const struct ob_client_options *opt, struct ob_client **out);
+/* On failure errbuf gets the sentence. */
+int ob_client_negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, size_t size);
+/* Puts a sentence into errbuf (may be NULL) and returns rc. */
+int ob_client_refuse(char *errbuf, size_t size, int rc, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+/* The sentence for a connect() to path that failed with rc; returns it. */
+int ob_client_connect_failed(const char *path, int rc, char *errbuf, size_t size);
 /* The connection is dead, unless it was before: ends all waits. Returns -ENOTCONN. */
 int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
@@ -202,6 +224,9 @@ int ob_client_queue_locked(struct ob_client *c, struct ob_socket *s, struct ob_w
 
 /* ---- posted.c ----------------------------------------------------------------------------- */
 
+/* Sends, queues or collects a write that fits in a message. */
+int ob_client_post_locked(struct ob_client *c, const struct ob_wire_region_access *wire,
+                          const void *data);
 /* Sends, or queues, the writes that were collected. After a failure they are kept. */
 int ob_client_end_batch_locked(struct ob_client *c);
 
@@ -220,6 +245,8 @@ int ob_client_flush_locked(struct ob_client *c, struct ob_socket *s);
 int ob_client_loop_init(struct ob_client *c);
 /* Lets socket_epoll hear of the socket. 0 or a negative errno. */
 int ob_client_watch(struct ob_client *c, struct ob_socket *s);
+/* Lets it hear of the sockets of n, which are to become those of c. 0 or a negative errno. */
+int ob_client_rewatch(struct ob_client *c, const struct ob_client *n);
 /* Keeps the embedder's loop asleep until ob_client_rearm_locked(), for a caller that sends and is
  * going to wait: else the reply could wake both. */
 void ob_client_quiet_locked(struct ob_client *c);

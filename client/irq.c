@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* SET_IRQS: eventfds for the device's interrupts, masks. */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <sys/eventfd.h>
@@ -99,6 +99,7 @@ int ob_client_set_irqs(struct ob_client *client, uint32_t index, uint32_t flags,
 {
     struct irq_set set = { index, flags, start, count, bools, fds };
     uint32_t data = flags & OB_IRQ_SET_DATA_MASK;
+    int rc;
 
     if ((flags & ~(OB_IRQ_SET_DATA_MASK | OB_IRQ_SET_ACTIONS)) || !one_bit(data) ||
         !one_bit(flags & OB_IRQ_SET_ACTIONS) || count > OB_IRQ_VECTORS_MAX ||
@@ -107,9 +108,14 @@ int ob_client_set_irqs(struct ob_client *client, uint32_t index, uint32_t flags,
     if ((bools != NULL) != (data == OB_IRQ_SET_DATA_BOOL) ||
         (fds && data != OB_IRQ_SET_DATA_EVENTFD))
         return -EINVAL;
-    if (fds)
-        return send_eventfds(client, &set);
-    return data == OB_IRQ_SET_DATA_EVENTFD ? send_deassign(client, &set) : send_set(client, &set);
+    if (!ob_memo_enter(client))
+        return -EDEADLK;
+    rc = fds                               ? send_eventfds(client, &set)
+         : data == OB_IRQ_SET_DATA_EVENTFD ? send_deassign(client, &set)
+                                           : send_set(client, &set);
+    rc = ob_memo_note_irqs(client, index, flags, start, count, bools, fds, rc);
+    ob_memo_leave(client);
+    return rc;
 }
 
 int ob_client_irq_eventfds(struct ob_client *client, uint32_t index, uint32_t start, uint32_t count,

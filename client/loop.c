@@ -21,11 +21,25 @@ int ob_client_loop_init(struct ob_client *c)
     return ob_client_watch(c, &c->main);
 }
 
-int ob_client_watch(struct ob_client *c, struct ob_socket *s)
+static int watch(struct ob_client *c, struct ob_socket *s, int fd)
 {
     struct epoll_event event = { .events = EPOLLIN, .data.ptr = s };
 
-    return epoll_ctl(c->socket_epoll, EPOLL_CTL_ADD, s->channel.fd, &event) < 0 ? -errno : 0;
+    return epoll_ctl(c->socket_epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+int ob_client_watch(struct ob_client *c, struct ob_socket *s)
+{
+    return watch(c, s, s->channel.fd);
+}
+
+int ob_client_rewatch(struct ob_client *c, const struct ob_client *n)
+{
+    int rc = watch(c, &c->main, n->main.channel.fd);
+
+    if (rc == 0 && n->twin.channel.fd >= 0)
+        rc = watch(c, &c->twin, n->twin.channel.fd);
+    return rc; /* who fails here is closed, and so goes by itself */
 }
 
 static void arm_locked(struct ob_client *c, bool armed)
@@ -53,7 +67,7 @@ static bool stays_quiet_locked(struct ob_client *c)
 {
     const struct itimerspec soon = { .it_value = { 0, OB_CLIENT_HOT_NS } };
 
-    if (c->role_taken || c->dead || c->armed || c->eager || c->main.wants_output ||
+    if (c->role_taken || ob_client_dead(c) || c->armed || c->eager || c->main.wants_output ||
         c->twin.wants_output)
         return false;
     if (!c->ticking)

@@ -6,7 +6,7 @@
  * the caller's here: asked for smaller pages libvfio-user's server hangs, asked for larger ones it
  * sets the wrong bits (L-4).
  */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -91,10 +91,11 @@ int ob_client_mig_state_get(struct ob_client *client, enum ob_mig_state *out)
     return 0;
 }
 
-static void note_state_set(struct ob_client *c)
+static void note_state_set(struct ob_client *c, enum ob_mig_state state)
 {
     ob_client_lock(c);
     c->mig_state_set = true;
+    c->migrating = state != OB_MIG_STATE_RUNNING;
     ob_client_unlock(c);
 }
 
@@ -103,7 +104,7 @@ int ob_client_mig_state_set(struct ob_client *client, enum ob_mig_state state)
     const struct ob_wire_mig_state wire = { .device_state = state };
     const struct exchange x = { &wire, sizeof(wire), 0, sizeof(wire) };
 
-    note_state_set(client);
+    note_state_set(client, state);
     return feature(client, OB_FEATURE_SET | OB_FEATURE_MIG_DEVICE_STATE, &x, NULL);
 }
 
@@ -367,6 +368,9 @@ int ob_client_dma_unmap_dirty(struct ob_client *client, uint64_t address, uint64
         struct ob_wire_bitmap bitmap;
     } wire = { { sizeof(wire), OB_DMA_UNMAP_GET_DIRTY, address, size }, { logged.size, 0 } };
     struct ob_body body = { .fixed = &wire, .fixed_len = sizeof(wire) };
+    const struct ob_dma_change change = {
+        .unmap = true, .address = address, .size = size, .fd = -1
+    };
     struct ob_msg *reply;
     int rc;
 
@@ -377,7 +381,12 @@ int ob_client_dma_unmap_dirty(struct ob_client *client, uint64_t address, uint64
     if (wire.bitmap.size + sizeof(wire) > ob_client_xfer_max(client))
         return -EMSGSIZE;
     wire.unmap.argsz += (uint32_t)wire.bitmap.size;
+    if (!ob_memo_enter(client))
+        return -EDEADLK;
     rc = ob_request_call(client, OB_CMD_DMA_UNMAP, &body, 0, wire.unmap.argsz, &reply);
+    if (rc == 0 || rc == -ETIMEDOUT)
+        ob_memo_note_dma(client, &change, rc);
+    ob_memo_leave(client);
     if (rc < 0)
         return rc;
     ob_client_reserve_map(client, false);

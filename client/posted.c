@@ -5,7 +5,7 @@
  * REGION_WRITE_MULTI, where the server knows that: when it is full, when the queue has run empty,
  * or before anything else is sent, so that order never changes.
  */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <string.h>
@@ -37,7 +37,7 @@ int ob_client_end_batch_locked(struct ob_client *c)
     const struct ob_wire_region_access wire = { only->offset, only->region, only->count };
     int rc;
 
-    if (c->nbatch == 0 || c->dead)
+    if (c->nbatch == 0 || ob_client_dead(c))
         return 0;
     if (c->nbatch == 1)
         rc =
@@ -67,8 +67,8 @@ static int add_to_batch_locked(struct ob_client *c, const struct ob_wire_region_
     return 0;
 }
 
-static int write_locked(struct ob_client *c, const struct ob_wire_region_access *wire,
-                        const void *data)
+int ob_client_post_locked(struct ob_client *c, const struct ob_wire_region_access *wire,
+                          const void *data)
 {
     const struct ob_body body = { wire, sizeof(*wire), data, wire->count, NULL, 0 };
     int rc;
@@ -121,8 +121,11 @@ static int post(struct ob_client *c, struct ob_wire_region_access wire, const vo
         return -EINVAL;
     if (wire.count > ob_client_xfer_max(c))
         return -EMSGSIZE;
+    ob_memo_note_write(c, wire.region, wire.offset, data, wire.count);
     ob_client_lock(c);
-    rc = c->dead ? -ENOTCONN : write(c, &wire, data);
+    rc = ob_client_dead(c) ? -ENOTCONN : write(c, &wire, data);
+    rc = ob_memo_note_posted_locked(c, &wire, data, rc);
+    c->nposted += rc == 0;
     ob_client_unlock(c);
     return rc;
 }
@@ -131,7 +134,7 @@ int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t of
                           const void *data, uint32_t count)
 {
     return post(client, (struct ob_wire_region_access){ offset, region, count }, data,
-                write_locked);
+                ob_client_post_locked);
 }
 
 int ob_client_region_post_now(struct ob_client *client, uint32_t region, uint64_t offset,

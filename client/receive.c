@@ -2,7 +2,7 @@
 /*
  * The receive role: who reads the socket, and how the role moves. See internal.h for the theory.
  */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -13,7 +13,7 @@
 
 int ob_client_flush_locked(struct ob_client *c, struct ob_socket *s)
 {
-    int rc = c->dead ? 0 : ob_channel_flush(&s->channel);
+    int rc = ob_client_dead(c) ? 0 : ob_channel_flush(&s->channel);
 
     if (rc < 0)
         rc = ob_client_send_failed_locked(c, rc);
@@ -31,6 +31,8 @@ static void release_role_locked(struct ob_client *c)
     while (heir && heir->request->done)
         heir = heir->next;
     c->role_taken = heir != NULL;
+    if (c->state == OB_CLIENT_INTERRUPTED) /* adopt() waits for this */
+        pthread_cond_broadcast(&c->memo->changed);
     if (heir) {
         heir->has_role = true;
         pthread_cond_signal(&heir->wake);
@@ -156,9 +158,9 @@ static bool is_ready(const struct ob_client *c)
 /* Handles messages that were read along with others: no epoll tells of them. */
 static void take_ready(struct ob_client *c)
 {
-    while (!c->dead && ob_channel_ready(&c->main.channel) && receive_one(c, &c->main))
+    while (!ob_client_dead(c) && ob_channel_ready(&c->main.channel) && receive_one(c, &c->main))
         ;
-    while (!c->dead && ob_channel_ready(&c->twin.channel) && receive_one(c, &c->twin))
+    while (!ob_client_dead(c) && ob_channel_ready(&c->twin.channel) && receive_one(c, &c->twin))
         ;
 }
 
@@ -186,7 +188,7 @@ static struct ob_msg *poll_message(struct ob_client *c, struct ob_socket **s, in
 
     if (c->twin_busy)
         c->twin_busy--;
-    for (unsigned i = 1; !c->dead; i++) {
+    for (unsigned i = 1; !ob_client_dead(c); i++) {
         struct ob_msg *msg;
 
         *s = has_twin && i % every == 0 ? &c->twin : &c->main;
@@ -313,7 +315,7 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
 /* Takes some of what has come over the socket. */
 static void step_socket_locked(struct ob_client *c, struct ob_socket *s)
 {
-    for (unsigned i = 0; (i < OB_CLIENT_STEP_MAX || is_ready(c)) && !c->dead; i++) {
+    for (unsigned i = 0; (i < OB_CLIENT_STEP_MAX || is_ready(c)) && !ob_client_dead(c); i++) {
         bool more;
         ob_client_unlock(c);
         more = receive_one(c, s);
@@ -325,17 +327,18 @@ static void step_socket_locked(struct ob_client *c, struct ob_socket *s)
 
 int ob_client_step(struct ob_client *c)
 {
-    bool has_twin = c->twin.channel.fd >= 0, mine;
+    bool has_twin, mine;
     unsigned ncommands;
     int rc;
 
     ob_client_lock(c);
+    has_twin = c->twin.channel.fd >= 0;
     ob_client_flush_locked(c, &c->main);
     if (has_twin)
         ob_client_flush_locked(c, &c->twin);
     ob_client_tick_locked(c);
     ncommands = c->ncommands;
-    mine = !c->dead && !c->role_taken;
+    mine = !ob_client_dead(c) && !c->role_taken;
     if (mine) {
         c->role_taken = true;
         step_socket_locked(c, &c->main);
@@ -343,12 +346,12 @@ int ob_client_step(struct ob_client *c)
             step_socket_locked(c, &c->twin);
         release_role_locked(c);
     }
-    rc = c->dead ? -ENOTCONN : 0;
-    if (c->dead)
+    rc = c->state == OB_CLIENT_LOST ? -ENOTCONN : 0;
+    if (ob_client_dead(c))
         c->told = true;
     if (c->ncommands != ncommands)
         c->eager = OB_CLIENT_EAGER;
-    if (!c->ticking || c->eager || c->dead)
+    if (!c->ticking || c->eager || ob_client_dead(c))
         ob_client_rearm_locked(c);
     ob_client_unlock(c);
     return rc;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Access to a region: by message, or by mapping what the server shares. */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -84,6 +84,7 @@ int ob_client_region_write(struct ob_client *client, uint32_t region, uint64_t o
 {
     struct piece p = { .region = region, .offset = offset, .data = (uint8_t *)data };
 
+    ob_memo_note_write(client, region, offset, data, count);
     return in_pieces(client, p, count, write_piece);
 }
 

@@ -4,7 +4,7 @@
  * the sending of the request until its reply is there, also when the caller has given up waiting
  * (then it is in the late table): so no reply can ever be taken for that of another request.
  */
-#include "client/internal.h"
+#include "client/memo.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -140,6 +140,8 @@ void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg)
     } else {
         take_out_locked(c, link);
         expect_no_fds_locked(c, req->cmd);
+        if (c->memo && req->posted > c->memo->taken)
+            c->memo->taken = req->posted;
         finish_locked(req, 0, msg);
         return;
     }
@@ -162,7 +164,7 @@ int ob_client_queue_locked(struct ob_client *c, struct ob_socket *s, struct ob_w
     };
     int rc;
 
-    if (c->dead)
+    if (ob_client_dead(c))
         return -ENOTCONN;
     rc = ob_channel_queue(&s->channel, hdr, iov,
                           body->data_len    ? 2
@@ -225,6 +227,9 @@ static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cm
         req->next = *bucket;
         *bucket = req;
         c->npending++;
+        c->nrequests++;
+        if (c->memo)
+            req->posted = c->memo->posted;
     }
     return rc;
 }

@@ -49,8 +49,8 @@ struct ob_client_options {
      */
     int (*dma_read)(void *opaque, uint64_t address, void *data, uint32_t count);
     int (*dma_write)(void *opaque, uint64_t address, const void *data, uint32_t count);
-    /* The connection died; called once, from the thread that found out, with no lock held. why
-     * is what ob_client_error() returns from then on. */
+    /* The connection died (for good, with reconnect_ms); called once, from the thread that found
+     * out, with no lock held. why is what ob_client_error() returns from then on. */
     void (*lost)(void *opaque, const char *why);
     void *opaque;
     /* Do not offer the server a second socket for its DMA messages. */
@@ -61,11 +61,23 @@ struct ob_client_options {
      * took; where they take longer, or no CPU is to spare, it does not. Since 0.1.
      */
     unsigned spin_us;
+    /*
+     * When the connection dies, look for the server again for so many milliseconds, before the
+     * client counts as lost; 0: it is lost at once. See "Reconnecting" below. Needs the path of a
+     * socket. Since 0.1.
+     */
+    int reconnect_ms;
+    /* The connection died, and the server is looked for. Like lost, but may be called many times,
+     * each time before resumed or lost. why is valid in the call. Since 0.1. */
+    void (*interrupted)(void *opaque, const char *why);
+    /* The server is back: everything is set up as before. Called with no lock held, from a thread
+     * of the client's own. Since 0.1. */
+    void (*resumed)(void *opaque);
 };
 
-#define OB_CLIENT_OPTIONS_INIT                                                                 \
-    {                                                                                          \
-        sizeof(struct ob_client_options), 0, NULL, NULL, NULL, NULL, false, OB_SPIN_US_DEFAULT \
+#define OB_CLIENT_OPTIONS_INIT                                                  \
+    {                                                                           \
+        .size = sizeof(struct ob_client_options), .spin_us = OB_SPIN_US_DEFAULT \
     }
 
 /*
@@ -89,7 +101,8 @@ void ob_client_shutdown(struct ob_client *client, const char *why);
 
 /* Whether the connection is alive. */
 bool ob_client_connected(const struct ob_client *client);
-/* Why the connection died, or NULL while it lives. Valid until ob_client_free(). */
+/* Why the connection died, or NULL while it lives or is to be made again (then the interrupted
+ * callback says why). Valid until ob_client_free(). */
 const char *ob_client_error(const struct ob_client *client);
 /* What the server said in negotiation. */
 const struct ob_caps *ob_client_caps(const struct ob_client *client);
@@ -100,8 +113,56 @@ uint64_t ob_client_page_size(const struct ob_client *client);
  * receives by itself. Never read from or written to by the embedder; owned by the client. */
 int ob_client_fd(const struct ob_client *client);
 /* Receives and handles what has come, sends what is queued; never blocks (except in the embedder's
- * own callbacks). 0, or -ENOTCONN when the connection is dead; ob_client_fd() then is quiet. */
+ * own callbacks). 0, or -ENOTCONN when the client is lost; ob_client_fd() then is quiet. */
 int ob_client_step(struct ob_client *client);
+
+/* ---- Reconnecting ------------------------------------------------------------------------- */
+
+/*
+ * With reconnect_ms a client survives its server: when the connection dies it is INTERRUPTED, and a
+ * thread of its own looks for a server on the same path. That one must be the same device: the same
+ * regions and interrupts, the same IDs in config space, and no fewer abilities than the first had;
+ * anything else is refused, and the client is LOST. Then the client sets up what was set up, DMA
+ * mappings, eventfds and masks of interrupts, the registers of config space that hold what a driver
+ * wrote (command, BARs, interrupt line, MSI, MSI-X), and is CONNECTED again. What the device knew
+ * beyond that is up to the server (for `outboard serve nvme`: --state).
+ *
+ * What becomes of requests:
+ *   - those that set up (DMA, interrupts, reset) succeed while INTERRUPTED, and are carried out
+ *     when the server is back; so are posted writes of up to 8 bytes;
+ *   - all others end with -ENOTCONN. Whether to repeat them the caller decides, after
+ *     ob_client_await(): the server may or may not have carried them out;
+ *   - posted writes that the server may not have read are repeated: of each register (region,
+ *     offset, size) the last one, of 512 registers at most, in the order they were written. A
+ * device may thus see a write twice, and not see one that was followed by another of the same
+ * register.
+ *
+ * A device that is migrating or whose dirty memory is logged is not continued: the client is LOST.
+ * Mappings of regions are the caller's: resumed is the time to map them anew, with the fds that
+ * ob_client_region_info() then returns; it does not ask the server.
+ */
+enum ob_client_state {
+    OB_CLIENT_CONNECTED,
+    OB_CLIENT_INTERRUPTED, /* the server is being looked for */
+    OB_CLIENT_LOST,
+};
+
+enum ob_client_state ob_client_state(struct ob_client *client);
+/* Waits while INTERRUPTED. 0: CONNECTED; -ENOTCONN: LOST; -ETIMEDOUT: still INTERRUPTED after
+ * timeout_ms (< 0: never). -EDEADLK in a callback. Since 0.1. */
+int ob_client_await(struct ob_client *client, int timeout_ms);
+/* Ends the connection as if the server had: with reconnect_ms it is made again, else the client is
+ * lost. For a server that does not do what it should. Since 0.1. */
+void ob_client_disconnect(struct ob_client *client, const char *why);
+
+struct ob_client_stats {
+    uint64_t requests;   /* sent that want a reply */
+    uint64_t posted;     /* posted writes */
+    uint64_t reconnects; /* times the server came back */
+};
+
+/* Since 0.1. */
+void ob_client_stats(struct ob_client *client, struct ob_client_stats *out);
 
 /* ---- Device ------------------------------------------------------------------------------- */
 
