@@ -133,13 +133,8 @@ static enum outcome recognise(struct ob_client *c, struct ob_client *n, struct o
 {
     const char *lacking = lacks(&c->caps, &n->caps), *differs;
     char text[160];
-    int rc;
+    int rc = ob_identity_ask(n, id);
 
-    if (lacking) {
-        ob_client_refuse(why, size, 0, "it cannot take over: %s", lacking);
-        return NEVER;
-    }
-    rc = ob_identity_ask(n, id);
     if (rc < 0) {
         ob_client_refuse(why, size, rc, "it does not say what device it is: %s",
                          ob_client_dead(n) ? n->why : ob_strerror(rc, text, sizeof(text)));
@@ -148,6 +143,10 @@ static enum outcome recognise(struct ob_client *c, struct ob_client *n, struct o
     differs = ob_identity_differs(&c->memo->identity, id, text, sizeof(text));
     if (differs) {
         ob_client_refuse(why, size, 0, "another device answers: %s", differs);
+        return NEVER;
+    }
+    if (lacking) {
+        ob_client_refuse(why, size, 0, "it cannot take over: %s", lacking);
         return NEVER;
     }
     return BACK;

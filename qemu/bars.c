@@ -97,6 +97,18 @@ static bool bar_check(ObPci *d, unsigned i, uint64_t size, Error **errp)
     return true;
 }
 
+static bool bar_may_map(const ObBar *bar, const struct ob_region_info *info)
+{
+    if (!bar->d->mmap_unsealed && ob_region_can_shrink(info)) {
+        info_report(TYPE_OB_PCI
+                    " (%s): BAR%u is not mapped but accessed by message: the server's "
+                    "file could shrink under the guest (x-mmap-unsealed=on trusts it not to)",
+                    bar->d->link.name, bar->index);
+        return false;
+    }
+    return true;
+}
+
 static void bar_map_areas(ObBar *bar, const struct ob_region_info *info)
 {
     ObPci *d = bar->d;
@@ -106,11 +118,7 @@ static void bar_map_areas(ObBar *bar, const struct ob_region_info *info)
         (bar->type & PCI_BASE_ADDRESS_SPACE_IO)) {
         return;
     }
-    if (!d->mmap_unsealed && ob_region_can_shrink(info)) {
-        info_report(TYPE_OB_PCI
-                    " (%s): BAR%u is not mapped but accessed by message: the server's "
-                    "file could shrink under the guest (x-mmap-unsealed=on trusts it not to)",
-                    d->link.name, bar->index);
+    if (!bar_may_map(bar, info)) {
         return;
     }
     bar->maps = g_new0(ObBarMap, areas);
@@ -122,6 +130,7 @@ static void bar_map_areas(ObBar *bar, const struct ob_region_info *info)
         if (ob_region_map(info, i, &map->ptr, &map->size) < 0) {
             continue; /* by message, then */
         }
+        map->area = i;
         name = g_strdup_printf(TYPE_OB_PCI "-bar%u-map%u", bar->index, i);
         memory_region_init_ram_device_ptr(&map->mr, OBJECT(d), name, map->size, map->ptr);
         g_free(name);
@@ -205,6 +214,7 @@ bool obq_bars_init(ObPci *d, Error **errp)
 /* Lets the guest reach the mapped areas directly, or makes it take the trapped way. */
 void obq_bars_set_mapped(ObPci *d, bool mapped)
 {
+    mapped = mapped && !d->maps_blocked;
     if (mapped == d->maps_enabled) {
         return;
     }
@@ -216,6 +226,68 @@ void obq_bars_set_mapped(ObPci *d, bool mapped)
         }
     }
     memory_region_transaction_commit();
+}
+
+/* Puts what the server shares now where its predecessor's was; memory map and KVM see no change. */
+static bool bar_remap(ObBar *bar)
+{
+    struct ob_region_info info;
+    bool good = true;
+
+    if (!bar->nmaps) {
+        return true;
+    }
+    if (ob_client_region_info(bar->d->link.client, bar->index, &info) < 0) {
+        return false;
+    }
+    good = info.fd >= 0 && bar_may_map(bar, &info);
+    for (unsigned i = 0; good && i < bar->nmaps; i++) {
+        ObBarMap *map = &bar->maps[i];
+        uint64_t size;
+        void *ptr;
+
+        good = ob_region_map(&info, map->area, &ptr, &size) >= 0;
+        if (good && (size != map->size || mremap(ptr, size, size, MREMAP_MAYMOVE | MREMAP_FIXED,
+                                                 map->ptr) == MAP_FAILED)) {
+            munmap(ptr, size);
+            good = false;
+        }
+    }
+    ob_region_info_fini(&info);
+    return good;
+}
+
+void obq_bars_block(ObPci *d)
+{
+    d->maps_blocked = true;
+    obq_bars_set_mapped(d, false);
+    for (unsigned i = 0; i < OB_BARS; i++) {
+        d->bars[i].had_events = d->bars[i].had_events || d->bars[i].nevents;
+        obq_ioeventfds_fini(&d->bars[i]);
+    }
+}
+
+/* What cannot be shared again is accessed by message from now on. */
+void obq_bars_unblock(ObPci *d)
+{
+    bool good = true;
+
+    for (unsigned i = 0; i < OB_BARS; i++) {
+        Error *err = NULL;
+
+        good = bar_remap(&d->bars[i]) && good;
+        if (d->bars[i].had_events && !obq_ioeventfds_init(&d->bars[i], &err)) {
+            obq_link_complain(d, "%s", error_get_pretty(err));
+            error_free(err);
+        }
+    }
+    if (good) {
+        d->maps_blocked = false;
+        obq_bars_set_mapped(d, true);
+    } else {
+        obq_link_complain(d, "the server does not share its BARs as before: they are accessed by "
+                             "message");
+    }
 }
 
 void obq_bars_fini(ObPci *d)

@@ -88,20 +88,34 @@ static void obq_pci_reset(DeviceState *dev)
 
 static bool get_connected(Object *obj, Error **errp)
 {
-    return obq_link_alive(OB_PCI(obj));
+    ObPci *d = OB_PCI(obj);
+
+    return d->link.client && ob_client_connected(d->link.client);
 }
 
 static char *get_last_error(Object *obj, Error **errp)
 {
-    ObPci *d = OB_PCI(obj);
-    const char *why = d->link.client ? ob_client_error(d->link.client) : NULL;
+    return obq_link_why(OB_PCI(obj));
+}
 
-    return g_strdup(why ? why : "");
+/* opaque: NULL for the requests, else the reconnects. */
+static void get_number(Object *obj, Visitor *v, const char *name, void *opaque, Error **errp)
+{
+    ObPci *d = OB_PCI(obj);
+    struct ob_client_stats stats = { 0 };
+    uint64_t value;
+
+    if (d->link.client) {
+        ob_client_stats(d->link.client, &stats);
+    }
+    value = opaque ? stats.reconnects : stats.requests + stats.posted;
+    visit_type_uint64(v, name, &value, errp);
 }
 
 OB_PROPERTIES obq_pci_properties[] = {
     DEFINE_PROP_UINT32("x-msg-timeout", ObPci, timeout_ms, 5000),
     DEFINE_PROP_UINT32("spin-us", ObPci, spin_us, OB_SPIN_US_DEFAULT),
+    DEFINE_PROP_UINT32("reconnect", ObPci, reconnect_s, 0),
     DEFINE_PROP_BOOL("x-send-queued", ObPci, send_queued, false),
     DEFINE_PROP_BOOL("x-no-posted-writes", ObPci, no_posted_writes, false),
     DEFINE_PROP_BOOL("x-mmap-unsealed", ObPci, mmap_unsealed, false),
@@ -119,6 +133,7 @@ static const struct {
 } descriptions[] = {
     { "x-msg-timeout", "milliseconds that a request to the server may take" },
     { "spin-us", "microseconds to poll for an answer, at most, before a vCPU sleeps; 0: never" },
+    { "reconnect", "seconds to look for a server that has gone; 0: the device is lost at once" },
     { "x-send-queued", "accepted for compatibility, without effect" },
     { "x-no-posted-writes", "wait for the server's answer to each write" },
     { "x-mmap-unsealed", "map BARs also from files that the server could cut" },
@@ -129,7 +144,9 @@ static const struct {
     { "x-pci-sub-device-id", "subsystem id, instead of the server's" },
     { "x-pci-class-code", "class code (24 bits), instead of the server's" },
     { "connected", "whether the server is there" },
-    { "last-error", "why the server is not there" },
+    { "last-error", "why the connection died last" },
+    { "requests", "sent to the server so far, posted writes among them" },
+    { "reconnects", "times the server came back" },
 };
 
 static void obq_pci_class_init(ObjectClass *klass, OB_CLASS_DATA data)
@@ -148,6 +165,8 @@ static void obq_pci_class_init(ObjectClass *klass, OB_CLASS_DATA data)
     obq_socket_class_init(klass);
     object_class_property_add_bool(klass, "connected", get_connected, NULL);
     object_class_property_add_str(klass, "last-error", get_last_error, NULL);
+    object_class_property_add(klass, "requests", "uint64", get_number, NULL, NULL, NULL);
+    object_class_property_add(klass, "reconnects", "uint64", get_number, NULL, NULL, klass);
     for (unsigned i = 0; i < ARRAY_SIZE(descriptions); i++) {
         object_class_property_set_description(klass, descriptions[i].name,
                                               descriptions[i].description);

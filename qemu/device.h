@@ -28,6 +28,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(ObPci, OB_PCI)
 /* A part of a BAR that the guest reaches without a message. */
 typedef struct ObBarMap {
     MemoryRegion mr;
+    unsigned area; /* of the region, as the server numbers them */
     void *ptr;
     uint64_t size;
 } ObBarMap;
@@ -51,6 +52,7 @@ typedef struct ObBar {
     struct ob_region_io_fds *io_fds; /* NULL: there are none */
     ObIoEvent *events;
     unsigned nevents;
+    bool had_events; /* before the server went */
 } ObBar;
 
 /* One MSI or MSI-X vector while its interrupt is armed. */
@@ -92,10 +94,14 @@ typedef struct ObDma {
 typedef struct ObLink {
     struct ob_client *client; /* NULL: not connected yet, or torn down */
     char *name;               /* of the server, for messages */
-    QEMUBH *lost_bh;
+    QEMUBH *changed_bh;
     bool lost;              /* reported */
+    bool away;              /* the same, and the server is looked for */
+    int64_t went_ms;        /* since when */
+    bool gone;              /* the connection died since changed_bh ran; atomic */
     int64_t quiet_until_ms; /* no further error line before */
     QemuMutex lock;
+    char *why; /* it died last; under lock */
     QemuCond idle;
     unsigned waiting; /* threads inside the client without the BQL; atomic */
     bool closing;     /* obq_link_fini() waits for those; atomic */
@@ -109,6 +115,7 @@ struct ObPci {
     char *socket_type, *socket_path; /* of the flat form socket.type=,socket.path= */
     uint32_t timeout_ms;
     uint32_t spin_us;
+    uint32_t reconnect_s;
     bool send_queued;
     bool no_posted_writes;
     bool mmap_unsealed;
@@ -131,7 +138,7 @@ struct ObPci {
 
     ObBar bars[OB_BARS];
     MemoryRegion rom;
-    bool have_maps, maps_enabled;
+    bool have_maps, maps_enabled, maps_blocked;
 
     ObIrqMode irq_mode;
     ObIntx intx;
@@ -169,11 +176,14 @@ int obq_link_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32
 int obq_link_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
                    bool wait_unlocked);
 int obq_link_unmask_intx(ObPci *d, bool wait_unlocked);
+/* Whether the server is there, or is looked for. */
 bool obq_link_alive(const ObPci *d);
-/* Ends the connection because of what the server did; BQL. */
+/* Why the connection died last, or ""; the caller frees it. */
+char *obq_link_why(ObPci *d);
+/* Ends the connection for good because of what the server did; BQL. */
 void obq_link_drop(ObPci *d, const char *why);
 /* The result of a request that sets the device up, made with the BQL: a server that leaves it
- * unanswered is dropped, so that the machine never waits for it twice. Returns rc. */
+ * unanswered loses the connection, so that the machine never waits for it twice. Returns rc. */
 int obq_link_control(ObPci *d, int rc, const char *what);
 /* Wakes whoever waits for the server, and lets nobody wait from now on. */
 void obq_link_shutdown(ObPci *d);
@@ -199,6 +209,9 @@ void obq_bars_fini(ObPci *d);
 void obq_bars_free(ObPci *d);
 bool obq_bars_have_maps(const ObPci *d);
 void obq_bars_set_mapped(ObPci *d, bool mapped);
+/* The server is not there: what it shares is out of reach, until it is back and shares it anew. */
+void obq_bars_block(ObPci *d);
+void obq_bars_unblock(ObPci *d);
 
 /* ioeventfd.c: after the BAR was registered and mapped */
 bool obq_ioeventfds_init(ObBar *bar, Error **errp);

@@ -10,8 +10,11 @@
  * in the middle of translated code. The main loop (reset, the monitor, qtest) keeps the BQL and
  * waits for the deadline at most.
  *
- * Losing the server is noticed in any thread; all that follows is done by lost_bh_cb() in the
- * main loop.
+ * Losing the server is noticed in any thread; all that follows is done by changed_bh_cb() in the
+ * main loop. With `reconnect` the client library looks for the server again (client.h), and what
+ * the guest does meanwhile is done later: memory, interrupts, resets and posted writes by the
+ * library, what a vCPU waits for by us, which repeat it. For the rest the device stays plugged and
+ * silent: `away`, from the first loss that the main loop has seen to the return.
  */
 #include "device.h"
 
@@ -27,7 +30,7 @@ typedef struct Wait {
 
 bool obq_link_alive(const ObPci *d)
 {
-    return d->link.client && ob_client_connected(d->link.client);
+    return d->link.client && ob_client_state(d->link.client) != OB_CLIENT_LOST;
 }
 
 static void complain(ObPci *d, const char *text)
@@ -129,6 +132,22 @@ static void link_leave(ObPci *d, Wait *wait)
     }
 }
 
+/* After an access that may wait: whether it failed because the server went, and is to be repeated,
+ * because the server is back in time. *until_ms is 0 before the first failure. */
+static bool link_again(ObPci *d, struct ob_client *client, int rc, int64_t *until_ms)
+{
+    int64_t now_ms;
+
+    if (rc != -ENOTCONN || !client || !d->reconnect_s) {
+        return false;
+    }
+    now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    if (!*until_ms) {
+        *until_ms = now_ms + d->timeout_ms;
+    }
+    return now_ms < *until_ms && ob_client_await(client, *until_ms - now_ms) == 0;
+}
+
 static int link_result(ObPci *d, int rc, const char *what, uint32_t region, uint64_t offset)
 {
     if (rc == -ETIMEDOUT && d->link.client) {
@@ -143,8 +162,12 @@ int obq_link_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32
 {
     Wait wait;
     struct ob_client *client = link_enter(d, wait_unlocked, &wait);
-    int rc = client ? ob_client_region_read(client, region, offset, data, count) : -ENOTCONN;
+    int64_t until_ms = 0;
+    int rc;
 
+    do {
+        rc = client ? ob_client_region_read(client, region, offset, data, count) : -ENOTCONN;
+    } while (wait_unlocked && link_again(d, client, rc, &until_ms));
     link_leave(d, &wait);
     return link_result(d, rc, "read", region, offset);
 }
@@ -154,8 +177,12 @@ int obq_link_write(ObPci *d, uint32_t region, uint64_t offset, const void *data,
 {
     Wait wait;
     struct ob_client *client = link_enter(d, wait_unlocked, &wait);
-    int rc = client ? ob_client_region_write(client, region, offset, data, count) : -ENOTCONN;
+    int64_t until_ms = 0;
+    int rc;
 
+    do {
+        rc = client ? ob_client_region_write(client, region, offset, data, count) : -ENOTCONN;
+    } while (wait_unlocked && link_again(d, client, rc, &until_ms));
     link_leave(d, &wait);
     return link_result(d, rc, "write", region, offset);
 }
@@ -177,30 +204,107 @@ static void ready_cb(void *opaque)
     ob_client_step(d->link.client); /* a failure comes as lost_cb() */
 }
 
-static void lost_bh_cb(void *opaque)
+char *obq_link_why(ObPci *d)
+{
+    char *why;
+
+    qemu_mutex_lock(&d->link.lock);
+    why = g_strdup(d->link.why ? d->link.why : "");
+    qemu_mutex_unlock(&d->link.lock);
+    return why;
+}
+
+/* What the device looks like to the guest while its server is not there. */
+static void link_went(ObPci *d)
+{
+    char *why = obq_link_why(d), *text;
+
+    text = g_strdup_printf("lost the server: %s; looking for it for %" PRIu32 " s (reconnect)", why,
+                           d->reconnect_s);
+    complain(d, text);
+    g_free(text);
+    g_free(why);
+    d->link.away = true;
+    d->link.went_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    obq_bars_block(d);
+}
+
+static void link_returned(ObPci *d)
+{
+    const char *id = DEVICE(d)->id;
+
+    d->link.away = false;
+    obq_bars_unblock(d);
+    info_report(TYPE_OB_PCI "%s%s (%s): the server is back after %" PRId64 " ms", id ? " " : "",
+                id ? id : "", d->link.name,
+                qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - d->link.went_ms);
+}
+
+static void link_lost(ObPci *d)
+{
+    char *text = g_strdup_printf("lost the server: %s; the guest reads all-ones until the device "
+                                 "is unplugged",
+                                 ob_client_error(d->link.client));
+
+    d->link.lost = true;
+    qemu_set_fd_handler(ob_client_fd(d->link.client), NULL, NULL, NULL);
+    complain(d, text);
+    g_free(text);
+    obq_bars_block(d);
+    obq_irq_stop(d);
+}
+
+/* The connection may have gone and come several times since the last call. */
+static void changed_bh_cb(void *opaque)
 {
     ObPci *d = opaque;
-    char *text;
+    bool gone;
 
     if (d->link.lost || !d->link.client) {
         return;
     }
-    d->link.lost = true;
-    qemu_set_fd_handler(ob_client_fd(d->link.client), NULL, NULL, NULL);
-    text = g_strdup_printf("lost the server: %s; the guest reads all-ones until the device is "
-                           "unplugged",
-                           ob_client_error(d->link.client));
-    complain(d, text);
-    g_free(text);
-    obq_bars_set_mapped(d, false);
-    obq_irq_stop(d);
+    gone = qatomic_xchg(&d->link.gone, false);
+    if (ob_client_state(d->link.client) == OB_CLIENT_LOST) {
+        link_lost(d);
+        return;
+    }
+    if (gone && !d->link.away) {
+        link_went(d);
+    }
+    if (d->link.away && ob_client_connected(d->link.client)) {
+        link_returned(d);
+    }
+}
+
+static void set_why(ObPci *d, const char *why)
+{
+    qemu_mutex_lock(&d->link.lock);
+    g_free(d->link.why);
+    d->link.why = g_strdup(why);
+    qemu_mutex_unlock(&d->link.lock);
 }
 
 static void lost_cb(void *opaque, const char *why)
 {
     ObPci *d = opaque;
 
-    qemu_bh_schedule(d->link.lost_bh);
+    set_why(d, why);
+    qemu_bh_schedule(d->link.changed_bh);
+}
+
+static void interrupted_cb(void *opaque, const char *why)
+{
+    ObPci *d = opaque;
+
+    qatomic_set(&d->link.gone, true);
+    lost_cb(d, why);
+}
+
+static void resumed_cb(void *opaque)
+{
+    ObPci *d = opaque;
+
+    qemu_bh_schedule(d->link.changed_bh);
 }
 
 void obq_link_shutdown(ObPci *d)
@@ -213,7 +317,7 @@ void obq_link_shutdown(ObPci *d)
 void obq_link_drop(ObPci *d, const char *why)
 {
     ob_client_shutdown(d->link.client, why);
-    qemu_bh_schedule(d->link.lost_bh);
+    lost_cb(d, why);
 }
 
 int obq_link_control(ObPci *d, int rc, const char *what)
@@ -223,7 +327,11 @@ int obq_link_control(ObPci *d, int rc, const char *what)
                                     "more time)",
                                     d->timeout_ms, what);
 
-        obq_link_drop(d, why);
+        if (d->reconnect_s) {
+            ob_client_disconnect(d->link.client, why);
+        } else {
+            obq_link_drop(d, why);
+        }
         g_free(why);
     }
     return rc;
@@ -278,16 +386,24 @@ bool obq_link_init(ObPci *d, Error **errp)
                    OB_SPIN_US_MAX);
         return false;
     }
+    if (d->reconnect_s > INT_MAX / 1000) {
+        error_setg(errp, "reconnect is %" PRIu32 ": it is seconds, at most %d", d->reconnect_s,
+                   INT_MAX / 1000);
+        return false;
+    }
     opt.timeout_ms = d->timeout_ms;
+    opt.reconnect_ms = d->reconnect_s * 1000;
     opt.spin_us = d->spin_us;
     opt.dma_read = obq_dma_read_cb;
     opt.dma_write = obq_dma_write_cb;
     opt.lost = lost_cb;
+    opt.interrupted = interrupted_cb;
+    opt.resumed = resumed_cb;
     opt.opaque = d;
 
-    d->link.lost = d->link.closing = false;
+    d->link.lost = d->link.closing = d->link.gone = d->link.away = false;
     d->link.name = obq_socket_name(d->socket);
-    d->link.lost_bh = qemu_bh_new(lost_bh_cb, d);
+    d->link.changed_bh = qemu_bh_new(changed_bh_cb, d);
     memset(d->irqs, 0, sizeof(d->irqs));
     if (obq_socket_connect(d, &opt, &d->link.client, errp) < 0) {
         return false;
@@ -312,10 +428,11 @@ void obq_link_fini(ObPci *d)
         qemu_mutex_unlock(&d->link.lock);
         ob_client_free(client);
     }
-    if (d->link.lost_bh) {
-        qemu_bh_delete(d->link.lost_bh);
-        d->link.lost_bh = NULL;
+    if (d->link.changed_bh) {
+        qemu_bh_delete(d->link.changed_bh);
+        d->link.changed_bh = NULL;
     }
     g_free(d->link.name);
-    d->link.name = NULL;
+    g_free(d->link.why);
+    d->link.name = d->link.why = NULL;
 }

@@ -269,3 +269,43 @@ class FakeDevice:
     def dma_write(self, address, data):
         body = self.ask_client(DMA_WRITE, struct.pack("<QQ", address, len(data)) + data)
         return body if isinstance(body, int) else 0
+
+
+def take(fd):
+    """The eventfd's counter; 0 when it was not signalled."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
+
+
+class Bells(FakeDevice):
+    """A device with a BAR of 4 KiB and eventfds for these writes: (offset, size, flags, datamatch)."""
+
+    def __init__(self, path, *entries):
+        super().__init__(path, bars={0: 4096})
+        self.bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in entries]
+        self.entries = entries
+        self.on[GET_REGION_IO_FDS] = Bells.describe
+
+    def __exit__(self, *args):
+        super().__exit__(*args)
+        for fd in self.bells:
+            os.close(fd)
+
+    def renew(self):
+        """Other eventfds from now on, for whoever asks again."""
+        for i, fd in enumerate(self.bells):
+            os.close(fd)
+            self.bells[i] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def describe(self, payload):
+        _, _, index, _ = struct.unpack("<IIII", payload)
+        if index:
+            raise Refuse(errno.EINVAL)
+        body = b"".join(struct.pack("<QQIIIIQ", offset, size, i, 0, flags, 0, match)
+                        for i, (offset, size, flags, match) in enumerate(self.entries))
+        return struct.pack("<IIII", 16 + len(body), 0, 0, len(self.entries)) + body, self.bells
+
+    def rung(self):
+        return [take(fd) for fd in self.bells]

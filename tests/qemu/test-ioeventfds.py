@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Writes to a BAR that the server wants to hear of by eventfd."""
 import contextlib
-import errno
 import os
 import pathlib
 import struct
@@ -10,44 +9,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main, skip
-from fakedevice import GET_REGION_IO_FDS, REGION_WRITE, FakeDevice, Refuse
+from fakedevice import GET_REGION_IO_FDS, REGION_WRITE, Bells, take
 from qtest import Qemu, device
 
 DATAMATCH = 1
-
-
-def take(fd):
-    """The eventfd's counter; 0 when it was not signalled."""
-    try:
-        return os.eventfd_read(fd)
-    except BlockingIOError:
-        return 0
-
-
-class Bells(FakeDevice):
-    """A device with a BAR of 4 KiB and eventfds for these writes: (offset, size, flags, datamatch)."""
-
-    def __init__(self, path, *entries):
-        super().__init__(path, bars={0: 4096})
-        self.bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in entries]
-        self.entries = entries
-        self.on[GET_REGION_IO_FDS] = Bells.describe
-
-    def __exit__(self, *args):
-        super().__exit__(*args)
-        for fd in self.bells:
-            os.close(fd)
-
-    def describe(self, payload):
-        _, _, index, _ = struct.unpack("<IIII", payload)
-        if index:
-            raise Refuse(errno.EINVAL)
-        body = b"".join(struct.pack("<QQIIIIQ", offset, size, i, 0, flags, 0, match)
-                        for i, (offset, size, flags, match) in enumerate(self.entries))
-        return struct.pack("<IIII", 16 + len(body), 0, 0, len(self.entries)) + body, self.bells
-
-    def rung(self):
-        return [take(fd) for fd in self.bells]
 
 
 @case("matching-writes-signal-and-others-are-messages")
