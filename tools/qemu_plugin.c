@@ -69,6 +69,7 @@ static int find_places(struct places *places)
 
     if (readlink("/proc/self/exe", root, sizeof(root) - 1) < 0)
         return fail("qemu", "cannot find my own files: %s", strerror(errno));
+    /* The file, then its directory. NOLINTNEXTLINE(misc-redundant-expression): each strips more */
     if (!strip_last(root) || !strip_last(root) || !join(mark, root, "qemu/source-root"))
         return fail("qemu", "cannot find my own files beside %s", root);
     places->ready[0] = '\0';
@@ -163,7 +164,7 @@ static int cache_dir(char out[PATH_MAX])
         char cwd[PATH_MAX];
         fits = getcwd(cwd, sizeof(cwd)) && join(out, cwd, given);
     } else if (fits) {
-        strcpy(out, given);
+        memcpy(out, given, strlen(given) + 1);
     }
     return fits ? 0 : fail("qemu", "the path of the cache directory is too long");
 }
@@ -227,9 +228,9 @@ static int build(const struct places *places, const struct ob_qemu *qemu, const 
 int ob_plugin_get(const struct ob_qemu *qemu, const struct ob_plugin_options *opt,
                   char path[PATH_MAX])
 {
-    struct places places;
+    struct places places = { 0 };
     char cache[PATH_MAX], rest[PATH_MAX];
-    uint64_t hash;
+    uint64_t hash = 0;
     int rc = find_places(&places);
 
     if (rc != 0)

@@ -65,7 +65,8 @@ int peer_negotiate(struct peer *peer, const char *json)
     size_t len = sizeof(struct ob_wire_version);
 
     if (json) {
-        strcpy((char *)payload + len, json);
+        CHECK(strlen(json) < sizeof(payload) - len);
+        memcpy(payload + len, json, strlen(json) + 1);
         len += strlen(json) + 1;
     }
     return peer_call(peer, OB_CMD_VERSION, payload, len, NULL);
@@ -189,7 +190,7 @@ int peer_read(struct peer *peer, uint32_t region, uint64_t offset, void *data, u
     struct ob_msg *reply;
     int rc = peer_call(peer, OB_CMD_REGION_READ, &access, sizeof(access), &reply);
 
-    if (rc < 0)
+    if (rc != 0)
         return rc;
     CHECK_INT(reply->len, sizeof(access) + count);
     CHECK_MEM(reply->payload, &access, sizeof(access));
@@ -211,7 +212,7 @@ int peer_write(struct peer *peer, uint32_t region, uint64_t offset, const void *
     memcpy(payload + sizeof(access), data, count);
     rc = peer_call(peer, OB_CMD_REGION_WRITE, payload, sizeof(access) + count, &reply);
     free(payload);
-    if (rc < 0)
+    if (rc != 0)
         return rc;
     CHECK_INT(reply->len, sizeof(access));
     CHECK_MEM(reply->payload, &access, sizeof(access));
@@ -246,7 +247,7 @@ int peer_unmap(struct peer *peer, uint64_t address, uint64_t size, uint32_t flag
     struct ob_msg *reply;
     int rc = peer_call(peer, OB_CMD_DMA_UNMAP, &unmap, sizeof(unmap), &reply);
 
-    if (rc < 0)
+    if (rc != 0)
         return rc;
     CHECK_INT(reply->len, sizeof(unmap));
     CHECK_MEM(reply->payload, &unmap, sizeof(unmap));

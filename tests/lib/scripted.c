@@ -94,6 +94,7 @@ void peer_send(struct peer *peer, const struct ob_wire_hdr *hdr, const void *dat
         mh.msg_control = control;
         mh.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
         struct cmsghdr *c = CMSG_FIRSTHDR(&mh);
+        CHECK(c);
         c->cmsg_level = SOL_SOCKET;
         c->cmsg_type = SCM_RIGHTS;
         c->cmsg_len = CMSG_LEN(nfds * sizeof(int));
@@ -197,7 +198,7 @@ static bool negotiate(struct peer *peer)
     CHECK_INT(peer->msg->hdr.cmd, OB_CMD_VERSION);
     memcpy(payload, &version, sizeof(version));
     CHECK(strlen(json) < sizeof(payload) - sizeof(version));
-    strcpy(payload + sizeof(version), json);
+    memcpy(payload + sizeof(version), json, strlen(json) + 1);
     peer_reply_fds(peer, payload, (uint32_t)(sizeof(version) + strlen(json) + 1), peer->version_fds,
                    peer->version_nfds);
     return true;

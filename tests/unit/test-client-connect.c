@@ -34,7 +34,8 @@ static int listen_at(const char *path)
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     CHECK(fd >= 0);
-    strcpy(addr.sun_path, path);
+    CHECK(strlen(path) < sizeof(addr.sun_path));
+    memcpy(addr.sun_path, path, strlen(path) + 1);
     CHECK_INT(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
     CHECK_INT(listen(fd, 4), 0);
     return fd;
@@ -104,7 +105,8 @@ static void *greet(void *opaque)
     peer_expect(peer, OB_CMD_VERSION);
     hdr.msg_id = peer->msg->hdr.msg_id;
     memcpy(payload, &version, sizeof(version));
-    strcpy(payload + sizeof(version), g->json);
+    CHECK(strlen(g->json) < sizeof(payload) - sizeof(version));
+    memcpy(payload + sizeof(version), g->json, strlen(g->json) + 1);
     peer_send(peer, &hdr, payload,
               hdr.error_no ? 0 : (uint32_t)(sizeof(version) + strlen(g->json) + 1), NULL, 0);
     close(peer->fd);

@@ -80,7 +80,8 @@ static bool attach(struct peer *peer, struct peer *twin, const char *json)
     struct ob_msg *reply;
     bool has_twin;
 
-    strcpy((char *)payload + 4, json);
+    CHECK(strlen(json) < sizeof(payload) - 4);
+    memcpy(payload + 4, json, strlen(json) + 1);
     peer_connect(peer, NULL);
     CHECK_INT(peer_call(peer, OB_CMD_VERSION, payload, 4 + strlen(json) + 1, &reply), 0);
     CHECK(reply->len - 4 <= OB_VERSION_JSON_QEMU);

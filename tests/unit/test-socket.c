@@ -120,7 +120,8 @@ TEST(other_kinds, "what-is-no-stream-socket-is-left-alone")
     unlink(path);
     /* A datagram socket that somebody has open. */
     fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    strcpy(addr.sun_path, path);
+    CHECK(strlen(path) < sizeof(addr.sun_path));
+    memcpy(addr.sun_path, path, strlen(path) + 1);
     CHECK_INT(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
     CHECK_INT(ob_socket_listen(path, 0600, 4), -EADDRINUSE);
     close(fd);
@@ -197,7 +198,7 @@ TEST_TIMEOUT(take_over, "one-of-many-takes-over", 120)
                 close(done[1]);
                 (void)!read(start[0], &byte, 1);
                 int rc = ob_socket_listen(path, 0600, 100); /* room for all probes */
-                byte = rc >= 0 ? 'y' : rc == -EADDRINUSE ? 'n' : '?';
+                byte = (char)(rc >= 0 ? 'y' : rc == -EADDRINUSE ? 'n' : '?');
                 (void)!write(results[1], &byte, 1);
                 (void)!read(done[0], &byte, 1);
                 _exit(0);
