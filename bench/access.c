@@ -125,7 +125,7 @@ static void count_reads(const struct reader *readers, unsigned threads, double n
 int bench_threads(struct bench_target *target, struct bench_series *out, unsigned threads,
                   const struct bench_pace *pace, bool share)
 {
-    struct reader readers[BENCH_THREADS_MAX];
+    struct reader readers[BENCH_THREADS_MAX] = { 0 };
     pthread_rwlock_t start = PTHREAD_RWLOCK_INITIALIZER;
     atomic_bool stop = false;
     unsigned started = 0;

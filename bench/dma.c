@@ -55,7 +55,7 @@ static double now_ns(void)
     struct timespec ts;
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * 1e9 + ts.tv_nsec;
+    return (double)ts.tv_sec * 1e9 + (double)ts.tv_nsec;
 }
 
 /* The same numbers in every run. */
@@ -263,7 +263,7 @@ int main(int argc, char **argv)
     static const char *const usual[] = { "1", "10", "100", "1000", "10000", "65535" };
     bool json = argc > 1 && strcmp(argv[1], "--json") == 0;
     int fd = memfd_create("memory", MFD_CLOEXEC);
-    pid_t pid;
+    pid_t pid = -1;
     struct ob_client *client = connect_child(&pid);
     const char *const *sizes = usual;
     size_t nsizes = sizeof(usual) / sizeof(*usual);

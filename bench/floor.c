@@ -21,6 +21,7 @@
 enum { SILENT, ANSWER };
 
 /* Closes what came with it: a server has to take descriptors wherever they may come. */
+/* NOLINTNEXTLINE(readability-non-const-parameter): recvmsg() writes to buf */
 static ssize_t receive_some(int fd, uint8_t *buf, size_t len, int flags)
 {
     union {

@@ -96,7 +96,7 @@ static int round_medians(const struct bench_series *series, double out[BENCH_ROU
 int bench_summarise(const struct bench_series *series, const struct bench_series *floor,
                     struct bench_summary *out)
 {
-    double ratios[BENCH_ROUNDS_MAX], floors[BENCH_ROUNDS_MAX];
+    double ratios[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX] = { 0 };
     size_t count;
     double *sorted = sorted_copy(series, -1, &count);
 

@@ -104,10 +104,11 @@ static void run_bulk(const struct job *job)
 static void run_memcpy(const struct job *job)
 {
     struct bench_series *s = series(job, "memcpy");
-    uint8_t *from = calloc(2, MIB), *to = from + MIB;
+    uint8_t *from = calloc(2, MIB), *to;
 
     if (!from)
         die("memcpy", -ENOMEM);
+    to = from + MIB;
     for (unsigned i = 0; i < job->rounds; i++) {
         for (unsigned k = 0; k < 200; k++) {
             double before = bench_now_ns();
@@ -258,7 +259,8 @@ static long resident_kib(void)
     FILE *status = fopen("/proc/self/status", "re");
 
     while (status && fgets(line, sizeof(line), status))
-        sscanf(line, "VmRSS: %ld", &kib);
+        if (strncmp(line, "VmRSS:", 6) == 0)
+            kib = strtol(line + 6, NULL, 10);
     if (status)
         fclose(status);
     return kib;
@@ -312,11 +314,11 @@ int main(int argc, char **argv)
 
     if (argc == 3 && strcmp(argv[1], "client") == 0)
         return idle_client(argv[2]);
-    job.rounds = argc > 2 ? (unsigned)atoi(argv[2]) : 9;
-    job.spin_us = argc > 3 ? (unsigned)atoi(argv[3]) : 0;
+    job.rounds = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 9;
+    job.spin_us = argc > 3 ? (unsigned)strtoul(argv[3], NULL, 10) : 0;
     if (argc > 4) {
         CPU_ZERO(&other);
-        CPU_SET(atoi(argv[4]), &other);
+        CPU_SET(strtoul(argv[4], NULL, 10), &other);
         job.other = &other;
     }
     for (size_t i = 0; argc > 1 && i < sizeof(jobs) / sizeof(jobs[0]); i++) {

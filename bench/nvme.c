@@ -331,7 +331,8 @@ static double quantile(uint64_t total, double part)
     uint64_t below = 0;
     unsigned i = 0;
 
-    while (i < OCTAVES * BUCKETS_PER_OCTAVE - 1 && (below += counts[i]) < part * (double)total)
+    while (i < OCTAVES * BUCKETS_PER_OCTAVE - 1 &&
+           (double)(below += counts[i]) < part * (double)total)
         i++;
     unsigned octave = i < 2 * BUCKETS_PER_OCTAVE ? 0 : i / BUCKETS_PER_OCTAVE - 1;
     return (double)((uint64_t)(i - octave * BUCKETS_PER_OCTAVE + 1) << octave);
@@ -455,11 +456,11 @@ static void parse(int argc, char **argv, struct job *job)
         if (opt == 'r')
             job->write = strcmp(optarg, "randwrite") == 0;
         else if (opt == 'd')
-            job->depth = (unsigned)atoi(optarg);
+            job->depth = (unsigned)strtoul(optarg, NULL, 10);
         else if (opt == 'b')
-            job->block = (unsigned)atoi(optarg);
+            job->block = (unsigned)strtoul(optarg, NULL, 10);
         else if (opt == 's')
-            job->seconds = atof(optarg);
+            job->seconds = strtod(optarg, NULL);
         else if (opt == 'h')
             job->hugepages = true;
         else if (opt == 'i')

@@ -2,6 +2,7 @@
 /* What may be right or wrong with the reply to any command of a client. */
 #include "conformance/client.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <sys/socket.h>
@@ -370,8 +371,8 @@ static const char *name_of(uint32_t cmd)
     if (!type || !type->live || type->dir != OB_CLIENT_TO_SERVER ||
         cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS || cmd == OB_CMD_REGION_WRITE_MULTI)
         return "";
-    for (i = 0; type->name[i] && i < sizeof(name) - 1; i++)
-        name[i] = type->name[i] == '_' ? '-' : (char)(type->name[i] | 0x20);
+    for (i = 0; i < sizeof(name) - 1 && type->name[i]; i++)
+        name[i] = (char)(type->name[i] == '_' ? '-' : tolower(type->name[i]));
     name[i] = '\0';
     return name;
 }

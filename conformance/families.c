@@ -6,6 +6,7 @@
  */
 #include "conformance/test.h"
 
+#include <ctype.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -413,8 +414,8 @@ static const char *name_of(uint32_t cmd)
         return NULL;
     if (!type->live || type->dir != OB_CLIENT_TO_SERVER)
         return "";
-    for (i = 0; type->name[i] && i < sizeof(name) - 1; i++)
-        name[i] = type->name[i] == '_' ? '-' : (char)(type->name[i] | 0x20);
+    for (i = 0; i < sizeof(name) - 1 && type->name[i]; i++)
+        name[i] = (char)(type->name[i] == '_' ? '-' : tolower(type->name[i]));
     name[i] = '\0';
     return name;
 }

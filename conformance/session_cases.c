@@ -254,7 +254,7 @@ static void mixture(struct test *t)
     unsigned expected = 0;
     size_t len = 0;
 
-    for (uint16_t cmd = OB_CMD_VERSION; cmd <= OB_CMD_LAST; cmd++)
+    for (unsigned cmd = OB_CMD_VERSION; cmd <= OB_CMD_LAST; cmd++)
         for (uint32_t posted = 0; posted < 2; posted++) {
             if (!posted) {
                 cmds[expected] = cmd;

@@ -248,7 +248,7 @@ static bool print_command(const char *name)
 static void print_commands(void)
 {
     printf("| number | command | from | legal when |\n|---|---|---|---|\n");
-    for (uint16_t cmd = OB_CMD_VERSION; cmd <= OB_CMD_LAST; cmd++) {
+    for (unsigned cmd = OB_CMD_VERSION; cmd <= OB_CMD_LAST; cmd++) {
         const struct ob_msg_type *t = ob_msg_type(cmd);
         const char *from = t->dir == OB_CLIENT_TO_SERVER ? "client" : "server";
         const char *when = t->states & OB_STATE_NEGOTIATE ? "negotiating" : "ready";

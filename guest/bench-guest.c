@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -116,7 +117,7 @@ static double ns_per_tick(void)
     clock_gettime(CLOCK_MONOTONIC, &begin);
     do
         clock_gettime(CLOCK_MONOTONIC, &end);
-    while ((end.tv_sec - begin.tv_sec) * 1000000000ll + end.tv_nsec - begin.tv_nsec < 50000000);
+    while ((end.tv_sec - begin.tv_sec) * 1000000000LL + end.tv_nsec - begin.tv_nsec < 50000000);
     return ((double)(end.tv_sec - begin.tv_sec) * 1e9 + (double)(end.tv_nsec - begin.tv_nsec)) /
            (double)(__rdtsc() - first);
 }
@@ -126,9 +127,11 @@ int main(int argc, char **argv)
     int interrupt = argc == 5 && !strcmp(argv[1], "interrupt");
     double scale;
 
-    if (argc < 4 || argc > DEVICES_MAX + 3 || atoi(argv[2]) < 1 || atoi(argv[2]) > COUNT_MAX)
+    if (argc < 4 || argc > DEVICES_MAX + 3)
         return 2;
-    count = (unsigned)atoi(argv[2]);
+    count = (unsigned)strtoul(argv[2], NULL, 10);
+    if (count < 1 || count > COUNT_MAX)
+        return 2;
     for (int i = 3; i < (interrupt ? 4 : argc); i++)
         open_device(argv[i]);
     if (interrupt)

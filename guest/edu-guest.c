@@ -122,7 +122,7 @@ static void check_dma(void)
         unsigned offset = shapes[i].offset, count = shapes[i].count;
 
         for (int k = 0; k < PAGE; k++)
-            out[k] = (uint8_t)(rand() >> 8);
+            out[k] = (uint8_t)(random() >> 8);
         memset(in, 0xee, PAGE);
         transfer(physical_address(out) + offset, CARD_BUFFER, count, 0);
         transfer(CARD_BUFFER, physical_address(in) + offset, count, DMA_TO_RAM);

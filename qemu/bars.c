@@ -31,7 +31,7 @@ static MemTxResult bar_read(void *opaque, hwaddr addr, uint64_t *data, unsigned 
 
     *data = all_ones(size);
     if (obq_link_read(bar->d, bar->index, addr, bytes, size, vcpu) >= 0) {
-        *data = ldn_le_p(bytes, size);
+        *data = ldn_le_p(bytes, (int)size);
     }
     obq_intx_served(bar->d, vcpu);
     return MEMTX_OK;
@@ -46,7 +46,7 @@ static MemTxResult bar_write(void *opaque, hwaddr addr, uint64_t data, unsigned 
     uint8_t bytes[8];
     int rc = -ENOTCONN;
 
-    stn_le_p(bytes, size, data);
+    stn_le_p(bytes, (int)size, data);
     if (bar->posted && d->link.client) {
         rc = d->have_maps ? ob_client_region_post_now(d->link.client, bar->index, addr, bytes, size)
                           : ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
@@ -150,7 +150,7 @@ static void bar_register(ObBar *bar, const struct ob_region_info *info)
     g_free(name);
     memory_region_add_subregion(&bar->mr, 0, &bar->trapped);
     bar_map_areas(bar, info);
-    pci_register_bar(PCI_DEVICE(d), bar->index, bar->type, &bar->mr);
+    pci_register_bar(PCI_DEVICE(d), (int)bar->index, bar->type, &bar->mr);
 }
 
 bool obq_bars_have_maps(const ObPci *d)

@@ -99,7 +99,7 @@ static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bo
         int64_t done = dma_piece(as, d, address, bytes, count, is_write);
 
         if (done < 0) {
-            return done;
+            return (int)done;
         }
         address += done;
         bytes += done;

@@ -58,7 +58,7 @@ static void vector_attach(ObVector *v, MSIMessage msg)
         return;
     }
     if (v->virq < 0) {
-        v->virq = obq_kvm_add_msi_route(pdev, v->nr);
+        v->virq = obq_kvm_add_msi_route(pdev, (int)v->nr);
         if (v->virq < 0) {
             return;
         }

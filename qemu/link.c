@@ -391,8 +391,8 @@ bool obq_link_init(ObPci *d, Error **errp)
                    INT_MAX / 1000);
         return false;
     }
-    opt.timeout_ms = d->timeout_ms;
-    opt.reconnect_ms = d->reconnect_s * 1000;
+    opt.timeout_ms = (int)d->timeout_ms;
+    opt.reconnect_ms = (int)d->reconnect_s * 1000;
     opt.spin_us = d->spin_us;
     opt.dma_read = obq_dma_read_cb;
     opt.dma_write = obq_dma_write_cb;

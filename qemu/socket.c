@@ -115,7 +115,7 @@ bool obq_socket_settle(ObPci *d, Error **errp)
         error_setg(errp, "'socket' is given twice: as a whole, and as socket.type, socket.path");
         return false;
     }
-    if (d->socket_type && strcmp(d->socket_type, "unix")) {
+    if (d->socket_type && strcmp(d->socket_type, "unix") != 0) {
         error_setg(errp, "socket.type=%s is not supported: use socket.type=unix", d->socket_type);
         return false;
     }

@@ -68,6 +68,7 @@ static int take_pci_id(const char *text, struct nvme_config *cfg, char *errbuf, 
     unsigned vendor, device;
     int end = -1;
 
+    /* NOLINTNEXTLINE(cert-err34-c): four digits cannot overflow, and the rest is checked */
     if (sscanf(text, "%4x:%4x%n", &vendor, &device, &end) != 2 || end < 0 || text[end] ||
         vendor == 0 || vendor == 0xffff)
         return fail(errbuf, size, "--pci-id takes VENDOR:DEVICE in hexadecimal, not '%s'", text);
