@@ -230,6 +230,7 @@ static void put_number(struct printer *p, const char *key, uint64_t value, uint6
         put(p, ",\"%s\":%" PRIu64, key, value);
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): it is written through the printer */
 int ob_caps_print(const struct ob_caps *caps, bool is_reply, char *buf, size_t size)
 {
     struct printer p = { .buf = buf, .size = size };

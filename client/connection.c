@@ -307,7 +307,7 @@ int ob_client_negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, 
         req.deadline_ns = deadline_ns;
         rc = ob_request_finish(c, &req, 0, OB_PAYLOAD_MAX, &reply);
     }
-    if (rc < 0)
+    if (rc != 0)
         return negotiation_failed(c, rc, errbuf, size);
     why = take_version(c, reply);
     ob_msg_free(reply);

@@ -124,11 +124,13 @@ static int get_region_info(struct ob_client *c, uint32_t index, struct ob_msg **
     memcpy(&wire, reply->payload, sizeof(wire));
     if (wire.argsz > sizeof(wire)) {
         ob_msg_free(reply);
-        if (wire.argsz > OB_REGION_INFO_MAX)
-            return ob_client_die(c,
-                                 "the server's description of region %u (%s) takes %u bytes; "
-                                 "more than %u are not taken",
-                                 index, ob_strregion(index), wire.argsz, OB_REGION_INFO_MAX);
+        if (wire.argsz > OB_REGION_INFO_MAX) {
+            ob_client_die(c,
+                          "the server's description of region %u (%s) takes %u bytes; more than "
+                          "%u are not taken",
+                          index, ob_strregion(index), wire.argsz, OB_REGION_INFO_MAX);
+            return -ENOTCONN;
+        }
         rc = ask_region_info(c, index, wire.argsz, &reply);
         if (rc < 0)
             return rc;
@@ -148,7 +150,7 @@ int ob_client_region_info(struct ob_client *client, uint32_t index, struct ob_re
         return ob_memo_region_info(client, index, out);
     rc = get_region_info(client, index, &reply);
 
-    if (rc < 0)
+    if (rc != 0)
         return rc;
     rc = ob_decode_region_layout(reply->payload, reply->len, index, &layout, &why);
     if (rc < 0) {

@@ -122,7 +122,7 @@ static bool state_is_ours(struct ob_client *c)
  * STOP and STOP_COPY. Nobody else is in the middle of a migration then: a server has one client. */
 int ob_client_revive(struct ob_client *c, int refusal)
 {
-    enum ob_mig_state state;
+    enum ob_mig_state state = OB_MIG_STATE_RUNNING;
     int rc;
 
     if (!c->caps.migration || !ob_client_may_ask(c) || state_is_ours(c))

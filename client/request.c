@@ -282,7 +282,7 @@ int ob_request_call(struct ob_client *c, uint16_t cmd, const struct ob_body *bod
                     uint32_t max, struct ob_msg **reply)
 {
     struct ob_request req;
-    struct ob_msg *msg;
+    struct ob_msg *msg = NULL;
     int rc;
 
     if (ob_client_in_callback(c))

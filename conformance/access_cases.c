@@ -300,14 +300,14 @@ static void write_sizes(struct test *t)
 
 static uint64_t bar_size(struct test *t, unsigned bar, bool *is_64)
 {
-    uint32_t at = 0x10 + 4 * bar, low = device_read(t, CONFIG, at, 4), high = 0, kept = 0;
+    uint32_t at = 0x10 + 4 * bar, low = device_read(t, CONFIG, at, 4), high = 0;
     uint64_t mask;
 
     *is_64 = bar < 5 && !(low & 1) && (low & 6) == 4;
     device_write(t, CONFIG, at, UINT32_MAX, 4);
     mask = device_read(t, CONFIG, at, 4);
     if (*is_64) {
-        kept = device_read(t, CONFIG, at + 4, 4);
+        uint32_t kept = device_read(t, CONFIG, at + 4, 4);
         device_write(t, CONFIG, at + 4, UINT32_MAX, 4);
         high = device_read(t, CONFIG, at + 4, 4);
         device_write(t, CONFIG, at + 4, kept, 4);

@@ -272,9 +272,10 @@ static void signals_write(struct test *t)
     int fds[OB_IOEVENTFDS_MAX]; /* before other commands let those of the list go */
 
     begin_registers(t, &list);
-    for (uint32_t i = 0; i < list.count; i++)
+    const uint32_t count = list.count;
+    for (uint32_t i = 0; i < count; i++)
         fds[i] = keep_fd(t, &list.entries[i]);
-    for (uint32_t i = 0; i < list.count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         test_ok(t, OB_CMD_DEVICE_RESET, NULL, 0); /* leaves the eventfds as they are */
         MUST(t, !written(t, &list.entries[i]), "a reset leaves what was written");
         signal_entry(t, fds[i], &list.entries[i]);

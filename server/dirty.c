@@ -75,7 +75,7 @@ static int make_room(struct ob_dirty *dirty)
         return -ENOSPC;
     if (dirty->nchunks < dirty->room)
         return 0;
-    chunks = realloc(dirty->chunks, room * sizeof(*chunks));
+    chunks = realloc(dirty->chunks, room * sizeof(struct ob_dirty_chunk *));
     if (!chunks)
         return -ENOMEM;
     dirty->chunks = chunks;
@@ -95,7 +95,7 @@ static struct ob_dirty_chunk *get_chunk(struct ob_dirty *dirty, uint64_t number)
         return NULL;
     chunk->number = number;
     memmove(dirty->chunks + at + 1, dirty->chunks + at,
-            (dirty->nchunks - at) * sizeof(*dirty->chunks));
+            (dirty->nchunks - at) * sizeof(struct ob_dirty_chunk *));
     dirty->chunks[at] = chunk;
     dirty->nchunks++;
     return chunk;
@@ -267,7 +267,7 @@ void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uin
 
 void ob_dirty_forget(struct ob_dirty *dirty, uint64_t first, uint64_t last)
 {
-    uint64_t bits; /* pages as large as this need no more */
+    uint64_t bits = 0; /* pages as large as this need no more */
     const struct report r = { first, last, (uint64_t)1 << 63, &bits };
 
     if (!is_on(dirty))

@@ -12,6 +12,7 @@
  */
 #include "server/internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -346,6 +347,7 @@ static void insert_locked(struct ob_dma_table *table, struct ob_dma_map *map,
             p.at -= LEAF_MAX / 2;
         }
     }
+    assert(p.leaf); /* who inserts the first mapping brings a leaf */
     leaf_insert(p.leaf, p.at, map);
 }
 
@@ -353,7 +355,7 @@ static void insert_locked(struct ob_dma_table *table, struct ob_dma_map *map,
 static void grow_cache(struct ob_dma_table *table)
 {
     if (!table->cache)
-        table->cache = calloc((size_t)1 << CACHE_BITS_MAX, sizeof(*table->cache));
+        table->cache = calloc((size_t)1 << CACHE_BITS_MAX, sizeof(struct ob_dma_map *));
     if (table->cache)
         STORE(table->cache_bits, table->cache_bits ? table->cache_bits + 1 : CACHE_BITS_MIN);
 }
@@ -373,7 +375,7 @@ int ob_dma_table_insert(struct ob_dma_table *table, struct ob_dma_map *map)
 
     if (table->count == OB_DMA_MAPS_MAX)
         return -ENOSPC;
-    if (make_arrays(table) < 0)
+    if (table->nleaves == 0 && make_arrays(table) < 0)
         return -ENOMEM;
     if (table->nleaves == 0 || place_of(table, map->address).leaf->count == LEAF_MAX) {
         fresh = alloc_leaf(table);

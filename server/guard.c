@@ -37,6 +37,7 @@ static bool replace(struct slot *slot, uintptr_t at)
     if (base == 0 || at < base || at - base >= length ||
         __atomic_load_n(&slot->base, __ATOMIC_ACQUIRE) != base)
         return false;
+    /* cppcheck-suppress leakReturnValNotUsed; with MAP_FIXED it is base */
     if (mmap((void *)base, length, PROT_READ | PROT_WRITE,
              MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
         return false;

@@ -69,6 +69,7 @@ static void save_pending(struct ob_server *server, uint32_t index, uint32_t vect
         *byte |= bit;
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): one of each_vector()'s callbacks */
 static void load_pending(struct ob_server *server, uint32_t index, uint32_t vector, uint8_t *byte,
                          uint8_t bit)
 {

@@ -258,7 +258,7 @@ int blk_open(const char *image, bool read_only, bool direct, enum blk_aio aio, s
              char *errbuf, size_t errbuf_size)
 {
     struct blk base = { .read_only = read_only, .direct_fd = -1, .claim_fd = -1 };
-    struct stat st;
+    struct stat st = { 0 };
     int fd, rc;
 
     _Static_assert(sizeof(base.identity) >= PATH_MAX, "realpath() fits");

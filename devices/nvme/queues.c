@@ -246,9 +246,9 @@ static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
 
     while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && sq->free) {
         struct nvme_sqe sqe;
-        if (!read_entry(c, sq, &sqe))
+        struct nvme_cmd *cmd;
+        if (!read_entry(c, sq, &sqe) || !(cmd = nvme_cmd_take(sq)))
             break;
-        struct nvme_cmd *cmd = nvme_cmd_take(sq);
         uint32_t head = sq->head;
         sq->head = (head + 1) % sq->ring.entries;
         cmd->sqe = sqe;

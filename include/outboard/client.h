@@ -276,7 +276,7 @@ int ob_client_dma_unmap(struct ob_client *client, uint64_t address, uint64_t siz
 
 /* Whether the server has the feature with these methods (OB_FEATURE_GET | OB_FEATURE_SET). 0, or
  * an error of class OB_ERR_PEER: it has not. */
-int ob_client_feature_probe(struct ob_client *client, enum ob_feature feature, uint32_t methods);
+int ob_client_feature_probe(struct ob_client *client, enum ob_feature number, uint32_t methods);
 /* What the device can do: OB_MIG_*. An error of class OB_ERR_PEER: it cannot migrate. */
 int ob_client_migration_info(struct ob_client *client, uint64_t *flags);
 int ob_client_mig_state_get(struct ob_client *client, enum ob_mig_state *out);

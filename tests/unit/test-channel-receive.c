@@ -422,9 +422,10 @@ TEST(long_oversize, "long-oversize-message-is-drained-piece-by-piece")
     static uint8_t buf[65536];
     const uint32_t total = 3u << 20;
     struct ob_msg *msg = NULL;
-    size_t left = total, len = make_msg(buf, 7, 0);
+    size_t left = total, len;
     struct pair p;
 
+    make_msg(buf, 7, 0);
     memcpy(buf + offsetof(struct ob_wire_hdr, msg_size), &total, sizeof(total));
     open_pair(&p, 1000);
     while (!msg) {
@@ -557,7 +558,7 @@ TEST(recv_faults, "receive-fails-at-every-call")
         for (bool done = false; !done; nth++) {
             struct ob_msg *msg = NULL;
             struct pair p;
-            int got = 0, rc;
+            int got = 0, rc = 0;
             open_pair(&p, 64);
             send_raw(p.raw, buf, len, &fd, 1);
             recv_plan = (struct plan){ nth, fault, 0 };

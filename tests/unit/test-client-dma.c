@@ -211,6 +211,7 @@ static void dma_across(struct peer *peer)
 {
     uint8_t *data = malloc(OB_DATA_XFER_MAX);
 
+    CHECK(data);
     memset(data, 0x5a, OB_DATA_XFER_MAX);
     peer_dma(peer, 1, OB_CMD_DMA_WRITE, 0, OB_DATA_XFER_MAX, data, 0);
     peer_dma(peer, 2, OB_CMD_DMA_READ, 0, OB_DATA_XFER_MAX, NULL, 0);
@@ -231,6 +232,7 @@ TEST(dma_crossing, "a-large-write-may-cross-with-large-dma")
     struct peer peer = { 0 };
     uint8_t *data = malloc(OB_DATA_XFER_MAX);
 
+    CHECK(data);
     memset(data, 0xa5, OB_DATA_XFER_MAX);
     peer_start(&peer, dma_across, &opt);
     CHECK_INT(ob_client_region_write(peer.client, 0, 0, data, OB_DATA_XFER_MAX), 0);

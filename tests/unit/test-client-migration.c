@@ -87,6 +87,7 @@ static void fixed_length(struct peer *peer)
     uint8_t payload[sizeof(wire) + 64] = { 0 };
 
     memcpy(payload, &wire, sizeof(wire));
+    /* NOLINTNEXTLINE(bugprone-not-null-terminated-result): data, no string */
     memcpy(payload + sizeof(wire), "ten bytes.", 10);
     peer_expect(peer, OB_CMD_MIG_DATA_READ);
     CHECK_INT(PEER_GET(peer, struct ob_wire_mig_data).size, 64);

@@ -296,7 +296,7 @@ TEST(posts_flushed_by_step, "the-loop-sends-queued-posted-writes")
 /* Answers in an order that has nothing to do with that of the requests. */
 static void shuffle_answers(struct peer *peer)
 {
-    struct peer_access kept[THREADS];
+    struct peer_access kept[THREADS] = { 0 };
     unsigned nkept = 0, random = 1, left = THREADS * READS;
     struct pollfd pfd = { peer->fd, POLLIN, 0 };
 
@@ -306,6 +306,7 @@ static void shuffle_answers(struct peer *peer)
             kept[nkept++] = peer_keep(peer);
             continue;
         }
+        CHECK(nkept > 0);
         random = random * 1103515245 + 12345;
         unsigned i = (random >> 16) % nkept;
         uint64_t value = ~kept[i].access.offset;

@@ -9,6 +9,7 @@
 #define DECODE(function, bytes, len, ...)            \
     ({                                               \
         void *copy_ = malloc((len) ? (len) : 1);     \
+        CHECK(copy_);                                \
         memcpy(copy_, bytes, len);                   \
         int rc_ = function(copy_, len, __VA_ARGS__); \
         free(copy_);                                 \

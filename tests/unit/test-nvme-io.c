@@ -136,6 +136,7 @@ TEST(two_maps, "a-transfer-over-two-mappings")
     uint32_t half = HOST_RAM_SIZE / 2, at = half - 8 * NVME_PAGE;
     uint8_t *expect = malloc(16 * NVME_PAGE);
 
+    CHECK(expect);
     for (int with_fd = 1; with_fd >= 0; with_fd--) {
         memset(&h, 0, sizeof(h));
         host_start(&h, "mem:16M");

@@ -159,6 +159,7 @@ static void move_under_load(struct nvme_host *disks, const char *from, const cha
     uint16_t first[3];
     char why[512];
 
+    CHECK(shadow);
     host_start(a, from, "--aio=threads", doorbells);
     host_add_queue(a, 2, 64, 2);
     if (kind == SHADOW)

@@ -252,9 +252,9 @@ static struct nvme_sqe nonsense(uint32_t *state, bool admin)
 {
     static const uint8_t admin_ops[] = { 0, 1, 2, 4, 5, 6, 8, 9, 0xa, 0xc, 0x7f };
     static const uint8_t io_ops[] = { 0, 1, 2, 5, 8, 9, 0x7f };
-    uint64_t where[] = { HOST_RAM_BASE + rnd(state) % HOST_RAM_SIZE,
-                         (HOST_RAM_BASE + rnd(state) % HOST_RAM_SIZE) & ~4095ull,
-                         (uint64_t)rnd(state) << 32 | rnd(state), 0 };
+    const uint64_t where[] = { HOST_RAM_BASE + rnd(state) % HOST_RAM_SIZE,
+                               (HOST_RAM_BASE + rnd(state) % HOST_RAM_SIZE) & ~4095ull,
+                               (uint64_t)rnd(state) << 32 | rnd(state), 0 };
     uint32_t dw[] = { 0, 1, 2, 5, 0x10001, 0xffff, 0x3f0002, UINT32_MAX };
     struct nvme_sqe sqe = {
         .opcode =

@@ -185,7 +185,7 @@ TEST(shared_cq, "two-submission-queues-share-a-completion-queue-and-wrap-it")
 TEST(full_cq, "completions-wait-while-their-queue-is-full")
 {
     struct nvme_host h = { 0 };
-    struct host_queue *q = &h.q[1];
+    struct host_queue *q;
     struct nvme_cqe cqe;
 
     host_start(&h, "mem:1M");

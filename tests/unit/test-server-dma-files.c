@@ -72,7 +72,7 @@ TEST_TIMEOUT(most, "as-many-pieces-of-a-file-as-are-advertised", 60)
     start(&f);
     for (uint64_t i = 0; i < OB_DMA_MAPS_MAX; i++)
         CHECK_INT(peer_map(&f.peer, BASE + 2 * i * PAGE, PAGE, RW, fd, i * PAGE), 0);
-    CHECK_INT(pwrite(fd, "x", 1, 40000ll * PAGE + 5), 1);
+    CHECK_INT(pwrite(fd, "x", 1, 40000LL * PAGE + 5), 1);
     CHECK_INT(read_byte(&f, BASE + 80000ull * PAGE + 5), 'x');
     CHECK_INT(peer_unmap(&f.peer, BASE + 80000ull * PAGE, PAGE, 0), 0);
     CHECK_INT(areas("memfd:test"), 1);

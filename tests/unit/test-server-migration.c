@@ -195,6 +195,7 @@ static int mig_write(struct peer *peer, const uint8_t *data, uint32_t count)
     uint8_t *payload = malloc(wire.argsz);
     int rc;
 
+    CHECK(payload);
     memcpy(payload, &wire, sizeof(wire));
     memcpy(payload + sizeof(wire), data, count);
     rc = peer_call(peer, OB_CMD_MIG_DATA_WRITE, payload, wire.argsz, NULL);
