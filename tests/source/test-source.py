@@ -8,6 +8,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import BUILD, ROOT, case, main
+from tree import includes, our_include, sources
 
 CODE = (".c", ".h", ".py", ".sh")
 PUBLIC = sorted((ROOT / "include/outboard").glob("*.h"))
@@ -28,26 +29,6 @@ MAY_INCLUDE = {
 }
 
 
-def sources(*suffixes):
-    """Files that git would commit, with one of these suffixes."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                            stdout=subprocess.PIPE, text=True)
-    if listed.returncode == 0:
-        files = [ROOT / name for name in listed.stdout.splitlines()]
-    else:  # a tarball
-        files = [f for f in ROOT.rglob("*") if not f.relative_to(ROOT).parts[0].startswith("build")]
-    return [f for f in files if f.is_file() and f.suffix in suffixes]
-
-
-def folder_of(include, source):
-    """The top folder that a file included with quotes lies in, or None when it is not ours."""
-    for base in (source.parent, ROOT, ROOT / "include"):
-        found = (base / include).resolve()
-        if found.is_file() and found.is_relative_to(ROOT):
-            return found.relative_to(ROOT).parts[0]
-    return None
-
-
 @case("folders-include-only-the-layers-below")
 def _(tmp):
     seen = set()
@@ -55,9 +36,10 @@ def _(tmp):
         folder = source.relative_to(ROOT).parts[0]
         if folder not in MAY_INCLUDE:
             continue
-        for include in re.findall(r'^\s*#\s*include\s+["<]([^">]+)[">]', source.read_text(), re.MULTILINE):
-            used = folder_of(include, source)
-            if used and used != folder:
+        for include in includes(source):
+            found = our_include(include, source)
+            used = found.relative_to(ROOT).parts[0] if found else folder
+            if used != folder:
                 seen.add((folder, used))
                 assert used in MAY_INCLUDE[folder], f"{source.relative_to(ROOT)} includes {include}"
     assert ("server", "channel") in seen and ("devices", "include") in seen, "nothing was looked at"
