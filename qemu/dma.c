@@ -3,6 +3,8 @@
  * The server's DMA by message. The callbacks run in the thread that receives: with the BQL, or
  * without it in a vCPU that waits for the server (link.c). A thread that holds the BQL may be
  * waiting for that vCPU to receive its reply, so nothing here takes the BQL: RAM and ROM need none.
+ * While the client library makes a new connection it may also be a thread of the library's, of
+ * which QEMU's RCU knows nothing.
  *
  * A write to something else (a message-signalled interrupt, another device's register) is handed to
  * the main loop and answered at once, as a posted write on a bus is; a read of something else is
@@ -87,7 +89,7 @@ static int64_t dma_piece(AddressSpace *as, ObPci *d, uint64_t address, uint8_t *
 }
 
 /* The device's address space is empty while the guest has not enabled bus mastering. */
-static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bool is_write)
+static int dma_pieces(ObPci *d, uint64_t address, void *data, uint32_t count, bool is_write)
 {
     AddressSpace *as = pci_get_address_space(PCI_DEVICE(d));
     uint8_t *bytes = data;
@@ -106,6 +108,21 @@ static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bo
         count -= done;
     }
     return 0;
+}
+
+static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bool is_write)
+{
+    bool foreign = !current_cpu && !OB_BQL_HELD();
+    int rc;
+
+    if (foreign) {
+        rcu_register_thread();
+    }
+    rc = dma_pieces(d, address, data, count, is_write);
+    if (foreign) {
+        rcu_unregister_thread();
+    }
+    return rc;
 }
 
 int obq_dma_read_cb(void *opaque, uint64_t address, void *data, uint32_t count)

@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main  # noqa: E402
-from fakedevice import (DMA_MAP, INTX, MSIX, REGION_WRITE, RESET, VERSION, Bells, FakeDevice,  # noqa: E402
+from fakedevice import (DMA_MAP, GET_INFO, INTX, MSIX, REGION_WRITE, RESET, VERSION, Bells, FakeDevice,  # noqa: E402
                         Gone, config_space, msix_cap)
 from qtest import Qemu, QmpError, Serve, device, wait_for  # noqa: E402
 
@@ -141,6 +141,23 @@ def _(tmp):
             assert kinds.index(REGION_WRITE) > max(i for i, kind in enumerate(kinds) if kind == DMA_MAP)
             fake.trigger(INTX)
             wait_for(pci.intx)
+
+
+@case("a-server-may-use-memory-while-it-is-asked-who-it-is")
+def _(tmp):
+    seen = []
+
+    def read_memory(fake, payload):
+        seen.append(fake.dma_read(0x1000, 8))
+        return fake.cmd_4(payload, [])
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake, Qemu(tmp, *device(tmp / "s", reconnect=30)) as vm:
+        vm.pci(4).assign(0)
+        vm.write_bytes(0x1000, b"in there")
+        fake.on[GET_INFO] = read_memory
+        for times in range(1, 4):
+            fake.drop()
+            wait_back(vm, times)
+            assert seen.pop() == b"in there"
 
 
 @case("eventfds-for-writes-are-taken-anew")
