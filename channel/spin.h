@@ -8,6 +8,11 @@
  * mostly comes later than the budget is slept for at once, but for a trial now and then. Now and
  * then the CPU is offered to others, among whom may be the peer.
  *
+ * A peer that sleeps may come sooner to one that sleeps, too: on one CPU waking it is a switch of
+ * context, and not the interrupt of an idle core. That cannot be seen from here. So where waits are
+ * longer than those switches (OB_SPIN_COMPARES), now and then a few are spent the other way, on
+ * another CPU, and what was clearly shorter is kept until it is no more. Tests: spin/mode-*.
+ *
  * Threads. One thread at a time uses a struct ob_spin.
  */
 #ifndef OB_SPIN_H
@@ -15,6 +20,27 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+
+/* What a thread that waits may do. */
+enum {
+    OB_SPIN_MOVES = 1,    /* go to another CPU that it may run on */
+    OB_SPIN_COMPARES = 2, /* sleep where that is the faster way */
+};
+
+/* Polling or sleeping, as that has turned out faster. */
+struct ob_spin_mode {
+    bool sleeps;       /* what is kept; a trial does the other */
+    bool counts;       /* the wait under way was decided here */
+    unsigned trial;    /* waits that are left of a trial */
+    unsigned wins;     /* those of it that were clearly shorter */
+    unsigned until;    /* waits until the next trial */
+    unsigned every[2]; /* what that is at first, by sleeps; doubled by trials in vain */
+    unsigned kept;     /* waits since the mode was changed */
+    int cpu;           /* where it ran before the trial */
+    int64_t mean_ns;   /* of waits in the mode that is kept */
+    int64_t trial_ns;  /* sum of those that are measured in a trial */
+    int64_t polled_ns; /* mean_ns when polling was given up */
+};
 
 struct ob_spin {
     int64_t budget_ns; /* 0: never */
@@ -26,9 +52,11 @@ struct ob_spin {
     unsigned paused;   /* waits that do not poll, because the CPU is shared */
     unsigned pause;    /* how long the last pause was, forgotten slowly */
     int64_t moved_ns;  /* when the CPU was changed last */
+    unsigned may;      /* OB_SPIN_* */
+    struct ob_spin_mode mode;
 };
 
-void ob_spin_init(struct ob_spin *spin, unsigned budget_us);
+void ob_spin_init(struct ob_spin *spin, unsigned budget_us, unsigned may);
 /* A wait begins. How long to poll, in nanoseconds; 0: not at all. Else ob_spin_end() must follow
  * when the polling has ended, whatever it has brought. */
 int64_t ob_spin_begin(struct ob_spin *spin);
@@ -38,10 +66,9 @@ void ob_spin_end(void);
  *
  * The kernel wakes a thread on the CPU of who woke it when the machine has few, and leaves it
  * there; two that poll on one CPU get little done. When the CPU turns out to be shared again and
- * again, a thread that may choose (can_move) goes to another one that it may run on; else it polls
- * no more for a while.
+ * again, a thread that may (OB_SPIN_MOVES) goes to another one; else it polls no more for a while.
  */
-void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield, bool can_move);
+void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield);
 /* How long the wait took in the end, sleep included. */
 void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns);
 

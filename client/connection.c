@@ -202,7 +202,7 @@ int ob_client_new(int fd, const struct ob_client_options *opt, struct ob_client 
         return rc;
     }
     c->opt = *opt;
-    ob_spin_init(&c->spin, opt->spin_us);
+    ob_spin_init(&c->spin, opt->spin_us, 0);
     pthread_mutex_init(&c->lock, NULL);
     pthread_condattr_init(&c->monotonic);
     pthread_condattr_setclock(&c->monotonic, CLOCK_MONOTONIC);

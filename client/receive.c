@@ -197,7 +197,7 @@ static struct ob_msg *poll_message(struct ob_client *c, struct ob_socket **s, in
             return msg;
         if (ob_now_ns() >= until_ns)
             break;
-        ob_spin_relax(&c->spin, i, shared, false);
+        ob_spin_relax(&c->spin, i, shared);
     }
     return NULL;
 }

@@ -83,7 +83,7 @@ static int next_message(struct ob_session *session, int64_t start_ns, bool *poll
     if (limit_ns == 0)
         return 0;
     for (unsigned i = 0; rc == 0 && ob_now_ns() - start_ns < limit_ns; i++) {
-        ob_spin_relax(&session->server->dma_spin, i, false, false);
+        ob_spin_relax(&session->server->dma_spin, i, false);
         rc = ob_channel_recv(ch, out);
     }
     ob_spin_end();

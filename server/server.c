@@ -324,7 +324,7 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
         if (n == 0) {
             if (ob_now_ns() - start_ns >= limit_ns)
                 break;
-            ob_spin_relax(&server->spin, i, false, true);
+            ob_spin_relax(&server->spin, i, false);
         }
     }
     server->spun++;
@@ -407,9 +407,9 @@ void ob_server_set_spin(struct ob_server *server, unsigned us)
 {
     if (us > OB_SPIN_US_MAX)
         us = OB_SPIN_US_MAX;
-    ob_spin_init(&server->spin, us);
-    ob_spin_init(&server->dma_spin, us);
-    ob_spin_init(&server->poller_spin, us);
+    ob_spin_init(&server->spin, us, OB_SPIN_MOVES | OB_SPIN_COMPARES);
+    ob_spin_init(&server->dma_spin, us, 0);
+    ob_spin_init(&server->poller_spin, us, OB_SPIN_MOVES);
 }
 
 int64_t ob_server_poll_begin(struct ob_server *server)
@@ -419,7 +419,7 @@ int64_t ob_server_poll_begin(struct ob_server *server)
 
 void ob_server_poll_relax(struct ob_server *server, unsigned looks)
 {
-    ob_spin_relax(&server->poller_spin, looks, false, true);
+    ob_spin_relax(&server->poller_spin, looks, false);
 }
 
 void ob_server_poll_end(struct ob_server *server)

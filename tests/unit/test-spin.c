@@ -32,7 +32,7 @@ TEST(short_waits, "short-waits-are-polled-for-as-long-as-they-took")
     struct ob_spin spin;
 
     need_two_cpus();
-    ob_spin_init(&spin, BUDGET_US);
+    ob_spin_init(&spin, BUDGET_US, 0);
     for (int i = 0; i < 5000; i++) {
         int64_t limit = wait_of(&spin, 4000);
         CHECK(limit > 4000 && limit <= BUDGET_NS);
@@ -49,7 +49,7 @@ TEST(long_waits, "long-waits-are-slept-for-but-for-a-trial-now-and-then")
     int polled = 0;
 
     need_two_cpus();
-    ob_spin_init(&spin, BUDGET_US);
+    ob_spin_init(&spin, BUDGET_US, 0);
     for (int i = 0; i < 16; i++)
         wait_of(&spin, 2 * BUDGET_NS);
     for (int i = 0; i < 1600; i++)
@@ -61,11 +61,85 @@ TEST(long_waits, "long-waits-are-slept-for-but-for-a-trial-now-and-then")
     CHECK(wait_of(&spin, 4000) > 0);
 }
 
+/* So many waits, each as long as the way says that it is done; how many of them polled. */
+static int waits_of(struct ob_spin *spin, int count, int64_t polled_ns, int64_t slept_ns)
+{
+    int polled = 0;
+
+    for (int i = 0; i < count; i++) {
+        bool polls = ob_spin_begin(spin) > 0;
+
+        if (polls)
+            ob_spin_end();
+        polled += polls;
+        ob_spin_learn(spin, polls ? polled_ns : slept_ns);
+    }
+    return polled;
+}
+
+TEST(mode_sleeps, "mode-that-sleeps-is-found-where-it-is-faster")
+{
+    struct ob_spin spin;
+
+    need_two_cpus();
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES);
+    waits_of(&spin, 400, 19000, 9000);
+    CHECK_INT(waits_of(&spin, 1000, 19000, 9000), 0);
+    /* Polling is tried again, seldom; and is back as soon as the waits have become longer. */
+    CHECK(waits_of(&spin, 50000, 19000, 9000) < 1000);
+    waits_of(&spin, 100, 19000, 45000);
+    CHECK(waits_of(&spin, 1000, 19000, 45000) > 950);
+}
+
+TEST(mode_polls, "mode-that-sleeps-is-tried-seldom-where-it-is-slower")
+{
+    struct ob_spin spin;
+
+    need_two_cpus();
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES);
+    CHECK(waits_of(&spin, 50000, 19000, 45000) > 49000);
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES);
+    CHECK(waits_of(&spin, 50000, 9000, 8500) > 49000);
+}
+
+TEST(mode_short, "mode-that-sleeps-is-never-tried-where-waits-are-short")
+{
+    struct ob_spin spin;
+
+    need_two_cpus();
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES);
+    CHECK_INT(waits_of(&spin, 50000, 4000, 1000), 50000);
+}
+
+TEST(mode_back, "mode-that-polls-is-found-again-when-the-peer-polls")
+{
+    struct ob_spin spin;
+
+    need_two_cpus();
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES);
+    waits_of(&spin, 1000, 19000, 9000);
+    waits_of(&spin, 4096, 3000, 9000);
+    CHECK_INT(waits_of(&spin, 1000, 3000, 9000), 1000);
+}
+
+TEST(mode_affinity, "mode-trials-leave-the-CPUs-that-a-thread-may-run-on")
+{
+    cpu_set_t before, after;
+    struct ob_spin spin;
+
+    need_two_cpus();
+    CHECK_INT(sched_getaffinity(0, sizeof(before), &before), 0);
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES | OB_SPIN_MOVES);
+    CHECK(waits_of(&spin, 3000, 19000, 45000) < 3000);
+    CHECK_INT(sched_getaffinity(0, sizeof(after), &after), 0);
+    CHECK(CPU_EQUAL(&before, &after));
+}
+
 TEST(off, "a-budget-of-0-never-polls")
 {
     struct ob_spin spin;
 
-    ob_spin_init(&spin, 0);
+    ob_spin_init(&spin, 0, 0);
     for (int i = 0; i < 100; i++)
         CHECK_INT(wait_of(&spin, 100), 0);
 }
@@ -75,7 +149,7 @@ static void *poll_once(void *opaque)
     int *limit = opaque;
     struct ob_spin spin;
 
-    ob_spin_init(&spin, BUDGET_US);
+    ob_spin_init(&spin, BUDGET_US, 0);
     *limit = ob_spin_begin(&spin) > 0;
     return NULL; /* and is still at it */
 }
@@ -95,7 +169,7 @@ TEST(spare_cpus, "no-more-threads-poll-than-there-are-cpus-to-spare")
         polling += polls;
     }
     CHECK_INT(polling, cpus - 1);
-    ob_spin_init(&spin, BUDGET_US);
+    ob_spin_init(&spin, BUDGET_US, 0);
     CHECK_INT(ob_spin_begin(&spin), 0);
 }
 
@@ -104,8 +178,8 @@ TEST(nested, "thread-that-polls-may-poll-for-what-that-led-to")
     struct ob_spin outer, inner;
 
     need_two_cpus();
-    ob_spin_init(&outer, BUDGET_US);
-    ob_spin_init(&inner, BUDGET_US);
+    ob_spin_init(&outer, BUDGET_US, 0);
+    ob_spin_init(&inner, BUDGET_US, 0);
     for (int i = 0; i < 3; i++) {
         CHECK(ob_spin_begin(&outer) > 0);
         CHECK(ob_spin_begin(&inner) > 0);
@@ -139,13 +213,13 @@ TEST(hog, "cpu-that-another-keeps-is-offered-to-it-seldom")
 
         hog_ends = false;
         CHECK_INT(pthread_create(&thread, NULL, compute, NULL), 0);
-        ob_spin_init(&spin, BUDGET_US);
+        ob_spin_init(&spin, BUDGET_US, 0);
         for (int i = 0; i < 2000; i++) {
             if (ob_spin_begin(&spin) == 0)
                 continue;
             polled++;
             for (unsigned look = 0; look < 16; look++)
-                ob_spin_relax(&spin, look, yield, false);
+                ob_spin_relax(&spin, look, yield);
             ob_spin_end();
         }
         hog_ends = true;
