@@ -199,7 +199,8 @@ void ob_dma_put(struct ob_server *server, struct ob_dma_ref *ref);
  * Copies from or to the client's memory, however it is mapped, over any number of adjacent
  * mappings. Where it is not mapped here this sends DMA_READ or DMA_WRITE and waits for the answer
  * (up to the timeout); requests of the client that come meanwhile are kept and handled later, in
- * order. -EFAULT, -EACCES; -ENOTCONN: the client is gone; -ETIMEDOUT; or the client's errno.
+ * order. -EFAULT, -EACCES; -ENOTCONN: the client is gone; -ETIMEDOUT; or the client's errno. What
+ * was copied before a failure stays copied: data, or the client's memory, is then partly new.
  */
 int ob_dma_read(struct ob_server *server, uint64_t address, void *data, uint64_t len);
 int ob_dma_write(struct ob_server *server, uint64_t address, const void *data, uint64_t len);
