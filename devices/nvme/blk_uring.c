@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A file through io_uring: one io_uring_enter() for everything a poll() starts, completions read
- * from the ring without a system call. While the controller polls anyway, the kernel is told not
- * to write event_fd.
+ * A file through io_uring: completions are read from the ring without a system call. While the
+ * controller polls anyway, the kernel is told not to write event_fd. No more than BATCH requests
+ * are begun with one io_uring_enter(): what begins with a third one the kernel holds back until all
+ * of them are made, and the disk, which could be at work, waits.
  *
  * What is in the page cache is read without the ring, by a preadv2() that never waits: half the
  * work for the kernel. After one that had nothing to give, the next reads go to the ring at once,
@@ -21,6 +22,7 @@
 #include <unistd.h>
 
 #define RING_ENTRIES 256u
+#define BATCH        2u
 #define MISSES_MAX   64u /* reads that are not tried, after one that was not in the cache */
 
 struct blk_uring {
@@ -68,6 +70,13 @@ static void prepare(struct blk_uring *u, struct io_uring_sqe *sqe, struct blk_re
     io_uring_sqe_set_data(sqe, req);
 }
 
+/* What the kernel does not take now (EAGAIN, EBUSY) stays in the ring for the next poll(). */
+static void enter(struct blk_uring *u, unsigned least)
+{
+    if (io_uring_sq_ready(&u->ring) >= least)
+        io_uring_submit(&u->ring);
+}
+
 /* Whether the request is finished. */
 static bool read_cached(struct blk_uring *u, struct blk_req *req)
 {
@@ -101,14 +110,13 @@ static bool start(struct blk_uring *u)
         } else if (u->busy < RING_ENTRIES && (sqe = io_uring_get_sqe(&u->ring))) {
             prepare(u, sqe, blk_fifo_pop(&u->todo));
             u->busy++;
+            enter(u, BATCH);
         } else {
             break;
         }
         any = true;
     }
-    /* What the kernel does not take now (EAGAIN, EBUSY) stays in the ring for the next poll(). */
-    if (io_uring_sq_ready(&u->ring) > 0)
-        io_uring_submit(&u->ring);
+    enter(u, 1);
     return any;
 }
 
@@ -170,12 +178,16 @@ static const struct blk_ops uring_ops = {
 
 static int open_ring(struct blk_uring *u)
 {
-    struct io_uring_params params = {
-        .flags = IORING_SETUP_CQSIZE,
-        .cq_entries = 2 * RING_ENTRIES,
-    };
-    int rc = io_uring_queue_init_params(RING_ENTRIES, &u->ring, &params);
+    /* Completions wait for the next system call; before Linux 5.19 they interrupt this thread. */
+    static const unsigned flags[] = { IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, 0 };
+    int rc = -EINVAL;
 
+    for (unsigned i = 0; i < 2 && rc == -EINVAL; i++) {
+        struct io_uring_params params = { .flags = IORING_SETUP_CQSIZE | flags[i],
+                                          .cq_entries = 2 * RING_ENTRIES };
+
+        rc = io_uring_queue_init_params(RING_ENTRIES, &u->ring, &params);
+    }
     if (rc < 0)
         return rc;
     u->base.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
