@@ -156,6 +156,8 @@ int ob_socket_listen(const char *path, unsigned mode, int backlog);
 /* ---- negotiate.c: the JSON of the VERSION messages ------------------------------------------ */
 
 /* What is assumed of a side that says nothing. */
+/* Opens what the first negotiation would: after it a process may be one that opens nothing. */
+void ob_caps_init(void);
 void ob_caps_default(struct ob_caps *caps);
 /* What this library can do, before the device or the program adds to it. */
 void ob_caps_offer(struct ob_caps *caps);

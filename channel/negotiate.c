@@ -28,6 +28,11 @@ void ob_caps_default(struct ob_caps *caps)
     };
 }
 
+void ob_caps_init(void)
+{
+    json_object_seed(0); /* jansson would open /dev/urandom at the first object */
+}
+
 void ob_caps_offer(struct ob_caps *caps)
 {
     ob_caps_default(caps);

@@ -25,15 +25,21 @@ struct ob_served {
      * Builds the device. argv[0] is the device's name; what follows is the command line without
      * SOCKET and without serve's own options. getopt_long() can start on it (optind is 0, opterr
      * too): no option is unknown or lacks its value, and without `operands` there are none.
-     * SIGTERM and SIGINT are blocked, so that threads started here inherit that.
      * On success *opaque and *server are set, and banner gets what the start line says about the
      * device. On failure a sentence is in errbuf, and the return is 2 for a wrong command line,
      * 1 for anything else.
      */
     int (*create)(int argc, char **argv, ob_log_fn log, void **opaque, struct ob_server **server,
                   char *banner, size_t banner_size, char *errbuf, size_t errbuf_size);
-    /* Stops, writes back what is volatile, frees the device and its server. 0, or a negative
-     * errno when data could not be saved. */
+    /* Starts the device's threads. Called once, before the server runs, and after the process has
+     * given up its privileges: threads that were there before would keep theirs. NULL: it has no
+     * threads. 0 or a negative errno. */
+    int (*start)(void *opaque);
+    /* The fd of a file that the device will open again (through /proc/self/fd), or -1. It opens
+     * nothing else after create(). NULL: nothing at all. */
+    int (*reopens)(const void *opaque);
+    /* Stops, writes back what is volatile, frees the device, started or not, and its server. 0, or
+     * a negative errno when data could not be saved. */
     int (*destroy)(void *opaque);
 };
 

@@ -230,7 +230,7 @@ static void turn_away(struct ob_server *server)
     fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0)
         close(fd);
-    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    server->spare_fd = fcntl(server->wake_fd, F_DUPFD_CLOEXEC, 0);
 }
 
 static void listener_ready(void *opaque, uint32_t events)

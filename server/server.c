@@ -117,9 +117,9 @@ static int open_fds(struct ob_server *server)
     server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server->wake_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
-    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (server->epoll_fd < 0 || server->stop_fd < 0 || server->wake_fd < 0)
         return -errno;
+    server->spare_fd = fcntl(server->wake_fd, F_DUPFD_CLOEXEC, 0);
     server->wake = ob_source_add(server, server->wake_fd, 0, wake_ready, server);
     stop = ob_source_add(server, server->stop_fd, EPOLLIN, stop_ready, server);
     if (!server->wake || !stop) {
@@ -157,6 +157,7 @@ struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
     ob_dma_table_init(&server->dma);
     pthread_mutex_init(&server->irq_lock, NULL);
     ob_dirty_init(&server->dirty);
+    ob_caps_init();
     rc = open_fds(server);
     if (rc == 0)
         rc = ob_dma_init(server);

@@ -176,8 +176,8 @@ static void say_ready(const struct serve_request *req, const char *banner)
 }
 
 /* Serves until a signal, or until an adopted connection ended. */
-static int run_server(const struct serve_request *req, struct ob_server *server, int signal_fd,
-                      const char *banner)
+static int run_server(const struct serve_request *req, void *device, struct ob_server *server,
+                      int signal_fd, const char *banner)
 {
     struct signals signals = { server, signal_fd };
     int rc = ob_server_watch(server, signal_fd, EPOLLIN, signal_came, &signals);
@@ -186,6 +186,11 @@ static int run_server(const struct serve_request *req, struct ob_server *server,
         return fail(req->who, "cannot watch for signals: %s", strerror(-rc));
     ob_server_set_spin(server, req->spin_us);
     int status = serve_offer(req->who, server, &req->place);
+    if (!status && req->device->start) {
+        rc = req->device->start(device);
+        if (rc < 0)
+            status = fail(req->who, "cannot start threads: %s", strerror(-rc));
+    }
     if (!status) {
         say_ready(req, banner);
         rc = ob_server_run(server);
@@ -215,7 +220,7 @@ static int serve_request(const struct serve_request *req)
         close(signal_fd);
         return status == 2 ? fail_usage(req->who, "%s", sentence) : fail(req->who, "%s", sentence);
     }
-    status = run_server(req, server, signal_fd, banner);
+    status = run_server(req, device, server, signal_fd, banner);
     close(signal_fd);
     int rc = req->device->destroy(device);
     if (rc < 0)

@@ -36,6 +36,9 @@ struct blk_req {
 struct blk;
 
 struct blk_ops {
+    /* Starts threads; until then poll() does everything itself. NULL: there are none. 0 or a
+     * negative errno. */
+    int (*start)(struct blk *blk);
     void (*submit)(struct blk *blk, struct blk_req *req);
     /* Starts what was submitted and calls done() for what has finished. Whether there was any. */
     bool (*poll)(struct blk *blk);
@@ -74,6 +77,8 @@ void blk_close(struct blk *blk);
  * negative errno and a sentence in errbuf: -EBUSY, somebody else has it. */
 int blk_lock(struct blk *blk, char *errbuf, size_t errbuf_size);
 void blk_unlock(struct blk *blk);
+/* Whether the lock is also the kernel's claim on a block device, for which that is opened again. */
+bool blk_claims(const struct blk *blk);
 
 /* A number with one of the suffixes K, M, G, T (powers of 1024). 0 or -EINVAL. */
 int blk_parse_size(const char *text, uint64_t *out);

@@ -134,13 +134,19 @@ static int lock_shared(int fd)
     return rc == 0 ? check_free(fd, ALONE + PERM_READ) : rc;
 }
 
+bool blk_claims(const struct blk *blk)
+{
+    struct stat st;
+
+    return blk->fd >= 0 && !blk->read_only && fstat(blk->fd, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
 /* O_EXCL means "not in use" for a block device. */
 static int claim_device(struct blk *blk)
 {
     char path[32];
-    struct stat st;
 
-    if (blk->read_only || blk->claim_fd >= 0 || fstat(blk->fd, &st) < 0 || !S_ISBLK(st.st_mode))
+    if (blk->claim_fd >= 0 || !blk_claims(blk))
         return 0;
     snprintf(path, sizeof(path), "/proc/self/fd/%d", blk->fd);
     blk->claim_fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC);

@@ -2,7 +2,9 @@
 /*
  * A file through a pool of threads, for where io_uring is forbidden or missing.
  *
- * Threads. Workers take from `todo` and put to `done`, both under the lock; the first to put into
+ * Threads. They start when the process has given up its privileges, which they would keep; what
+ * comes before that (a flush, when the server could not be offered) is done by the caller.
+ * Workers take from `todo` and put to `done`, both under the lock; the first to put into
  * an empty `done` writes event_fd. Requests that are neither there nor there belong to a worker.
  */
 #include "blk.h"
@@ -28,6 +30,14 @@ struct blk_threads {
     unsigned nworkers;
 };
 
+static void run(struct blk_threads *t, struct blk_req *req)
+{
+    bool more = blk_stage_begin(&t->base, req);
+
+    while (more)
+        more = blk_stage_next(req, blk_stage_run(&t->base, t->fd, req));
+}
+
 static void *work(void *opaque)
 {
     struct blk_threads *t = opaque;
@@ -41,9 +51,7 @@ static void *work(void *opaque)
         if (!req)
             break;
         pthread_mutex_unlock(&t->lock);
-        bool more = blk_stage_begin(&t->base, req);
-        while (more)
-            more = blk_stage_next(req, blk_stage_run(&t->base, t->fd, req));
+        run(t, req);
         pthread_mutex_lock(&t->lock);
         bool first = !t->done.first;
         blk_fifo_push(&t->done, req);
@@ -68,7 +76,9 @@ static bool threads_poll(struct blk *blk)
     pthread_mutex_lock(&t->lock);
     bool started = t->fresh.first;
     while ((req = blk_fifo_pop(&t->fresh))) {
-        blk_fifo_push(&t->todo, req);
+        if (t->nworkers == 0)
+            run(t, req);
+        blk_fifo_push(t->nworkers ? &t->todo : &t->done, req);
         pthread_cond_signal(&t->wake);
     }
     finished = t->done;
@@ -106,16 +116,10 @@ static void threads_free(struct blk *blk)
     free(t);
 }
 
-static const struct blk_ops threads_ops = {
-    .submit = threads_submit,
-    .poll = threads_poll,
-    .arm = threads_arm,
-    .free = threads_free,
-};
-
 /* Workers take no signals: those are for the thread that serves. */
-static int start_workers(struct blk_threads *t)
+static int threads_start(struct blk *blk)
 {
+    struct blk_threads *t = (struct blk_threads *)blk;
     sigset_t all, before;
     int rc = 0;
 
@@ -129,14 +133,22 @@ static int start_workers(struct blk_threads *t)
     return t->nworkers > 0 ? 0 : -rc;
 }
 
+static const struct blk_ops threads_ops = {
+    .start = threads_start,
+    .submit = threads_submit,
+    .poll = threads_poll,
+    .arm = threads_arm,
+    .free = threads_free,
+};
+
 int blk_threads_new(const struct blk *base, int fd, struct blk **out)
 {
     struct blk_threads *t = calloc(1, sizeof(*t));
     int event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int rc;
 
     if (!t || event_fd < 0) {
-        rc = t ? -errno : -ENOMEM;
+        int rc = t ? -errno : -ENOMEM;
+
         if (event_fd >= 0)
             close(event_fd);
         free(t);
@@ -145,15 +157,9 @@ int blk_threads_new(const struct blk *base, int fd, struct blk **out)
     t->base = *base;
     t->base.ops = &threads_ops;
     t->base.event_fd = event_fd;
-    t->fd = -1;
+    t->fd = fd;
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->wake, NULL);
-    rc = start_workers(t);
-    if (rc < 0) {
-        threads_free(&t->base);
-        return rc;
-    }
-    t->fd = fd; /* no worker looks at it before the first request */
     *out = &t->base;
     return 0;
 }

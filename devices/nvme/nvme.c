@@ -165,6 +165,21 @@ static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob
     return 0;
 }
 
+/* Only the lock of a block device that was not locked at first needs it opened again. */
+static int reopens(const void *opaque)
+{
+    const struct nvme_ctrl *c = opaque;
+
+    return c->cfg.incoming && blk_claims(c->blk) ? c->blk->fd : -1;
+}
+
+static int start(void *opaque)
+{
+    const struct nvme_ctrl *c = opaque;
+
+    return c->blk->ops->start ? c->blk->ops->start(c->blk) : 0;
+}
+
 /* ---- The image ----------------------------------------------------------------------------- */
 
 static void flushed(struct blk_req *req, int rc)
@@ -227,5 +242,7 @@ const struct ob_served ob_served_nvme = {
     .options = nvme_options_help,
     .long_options = nvme_long_options,
     .create = create,
+    .start = start,
+    .reopens = reopens,
     .destroy = destroy,
 };

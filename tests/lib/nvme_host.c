@@ -58,6 +58,7 @@ void host_serve(struct nvme_host *h, ...)
         test_fail(__FILE__, __LINE__, "create: %s", why);
     snprintf(h->path, sizeof(h->path), "%s/nvme.sock", test_tmpdir());
     CHECK_INT(ob_server_listen(h->server, h->path, 0), 0);
+    CHECK_INT(ob_served_nvme.start(h->device), 0);
     CHECK_INT(pthread_create(&h->thread, NULL, serve, h), 0);
     h->ram_fd = memfd_create("ram", MFD_CLOEXEC);
     CHECK_INT(ftruncate(h->ram_fd, HOST_RAM_SIZE), 0);

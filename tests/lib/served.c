@@ -47,6 +47,8 @@ void served_start(struct served *served, const struct ob_served *type, const cha
         test_fail(__FILE__, __LINE__, "%s: %s", type->name, sentence);
     CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
     CHECK_INT(ob_server_listen_fd(served->server, fds[0]), 0);
+    if (type->start)
+        CHECK_INT(type->start(served->device), 0);
     CHECK_INT(pthread_create(&served->thread, NULL, run, served), 0);
     if (ob_client_connect_fd(fds[1], options, &served->client, sentence, sizeof(sentence)) < 0)
         test_fail(__FILE__, __LINE__, "%s", sentence);
