@@ -18,6 +18,7 @@
 #include <liburing.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -176,22 +177,58 @@ static const struct blk_ops uring_ops = {
     .free = uring_free,
 };
 
-static int open_ring(struct blk_uring *u)
+/* What prepare() has. No seccomp filter sees what goes through a ring, which could also open files
+ * and connect sockets: it is up to the ring. */
+static int restrict_ring(const struct io_uring *ring)
 {
-    /* Completions wait for the next system call; before Linux 5.19 they interrupt this thread. */
-    static const unsigned flags[] = { IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, 0 };
+    static const uint8_t ops[] = { IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FALLOCATE,
+                                   IORING_OP_FSYNC };
+    struct io_uring_restriction allowed[sizeof(ops)] = { 0 };
+
+    for (size_t i = 0; i < sizeof(ops); i++) {
+        allowed[i].opcode = IORING_RESTRICTION_SQE_OP;
+        allowed[i].sqe_op = ops[i];
+    }
+    /* liburing 2.3 declares functions for both, and does not have them. */
+    if (syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_RESTRICTIONS, allowed,
+                sizeof(ops)) < 0 ||
+        syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+        return -errno;
+    return 0;
+}
+
+/* Completions wait for the next system call; before Linux 5.19 they interrupt this thread. Linux 5.6
+ * to 5.9 have rings that cannot be restricted. */
+static int init_ring(struct io_uring *ring, bool *restricted)
+{
+    static const unsigned flags[] = {
+        IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_R_DISABLED,
+        0,
+    };
     int rc = -EINVAL;
 
-    for (unsigned i = 0; i < 2 && rc == -EINVAL; i++) {
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]) && rc == -EINVAL; i++) {
         struct io_uring_params params = { .flags = IORING_SETUP_CQSIZE | flags[i],
                                           .cq_entries = 2 * RING_ENTRIES };
 
-        rc = io_uring_queue_init_params(RING_ENTRIES, &u->ring, &params);
+        rc = io_uring_queue_init_params(RING_ENTRIES, ring, &params);
+        *restricted = flags[i] & IORING_SETUP_R_DISABLED;
     }
+    return rc;
+}
+
+static int open_ring(struct blk_uring *u)
+{
+    bool restricted;
+    int rc = init_ring(&u->ring, &restricted);
+
     if (rc < 0)
         return rc;
     u->base.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = u->base.event_fd < 0 ? -errno : io_uring_register_eventfd(&u->ring, u->base.event_fd);
+    if (rc == 0 && restricted)
+        rc = restrict_ring(&u->ring);
     if (rc < 0) {
         if (u->base.event_fd >= 0)
             close(u->base.event_fd);

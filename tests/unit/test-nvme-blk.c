@@ -3,6 +3,9 @@
 #include "devices/nvme/blk.h"
 #include "nvme_host.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -16,6 +19,66 @@ static struct blk *open_blk(enum blk_aio aio)
     if (blk_open(host_image("disk.img", DISK, 0), false, false, aio, &blk, why, sizeof(why)) < 0)
         test_fail(__FILE__, __LINE__, "%s", why);
     return blk;
+}
+
+/* ---- The ring ------------------------------------------------------------------------------ */
+
+/* The fd of the one ring of this process. */
+static int find_ring(void)
+{
+    char path[32], link[64];
+
+    for (int fd = 3; fd < 64; fd++) {
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+        ssize_t len = readlink(path, link, sizeof(link) - 1);
+        link[len < 0 ? 0 : len] = '\0';
+        if (strcmp(link, "anon_inode:[io_uring]") == 0)
+            return fd;
+    }
+    test_fail(__FILE__, __LINE__, "there is no ring");
+}
+
+/* Somebody else's view of it: a ring that is made alike tells where everything is in it. */
+static void view_ring(int fd, struct io_uring *view)
+{
+    struct io_uring_params params = { .flags = IORING_SETUP_CQSIZE, .cq_entries = 512 };
+
+    CHECK_INT(io_uring_queue_init_params(256, view, &params), 0);
+    io_uring_queue_exit(view);
+    CHECK_INT(io_uring_queue_mmap(dup(fd), &params, view), 0);
+}
+
+static int ask_ring(struct io_uring *view, const struct io_uring_sqe *what)
+{
+    struct io_uring_cqe *cqe;
+    int res;
+
+    *io_uring_get_sqe(view) = *what;
+    CHECK_INT(io_uring_submit_and_wait(view, 1), 1);
+    CHECK_INT(io_uring_peek_cqe(view, &cqe), 0);
+    res = cqe->res;
+    io_uring_cqe_seen(view, cqe);
+    return res;
+}
+
+TEST(ring, "the-ring-does-block-io-and-nothing-else")
+{
+    struct blk *blk = open_blk(BLK_AIO_URING);
+    char data[16];
+    struct iovec iov = { data, sizeof(data) };
+    struct io_uring_sqe sqe;
+    struct io_uring view;
+
+    view_ring(find_ring(), &view);
+    io_uring_prep_readv(&sqe, blk->fd, &iov, 1, 0);
+    CHECK_INT(ask_ring(&view, &sqe), sizeof(data));
+    io_uring_prep_openat(&sqe, AT_FDCWD, "/dev/null", O_RDONLY, 0);
+    CHECK_INT(ask_ring(&view, &sqe), -EACCES);
+    io_uring_prep_send(&sqe, blk->fd, data, sizeof(data), 0);
+    CHECK_INT(ask_ring(&view, &sqe), -EACCES);
+    CHECK_INT(io_uring_register_eventfd(&view, blk->event_fd), -EACCES);
+    io_uring_queue_exit(&view);
+    blk_close(blk);
 }
 
 /* ---- Threads ------------------------------------------------------------------------------- */
