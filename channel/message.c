@@ -45,6 +45,7 @@ void ob_channel_recycle(struct ob_channel *ch, struct ob_msg *msg)
     free(__atomic_exchange_n(&ch->spare, msg, __ATOMIC_ACQ_REL));
 }
 
+/* syscalls: readlink, readlinkat */
 bool ob_fd_is_eventfd(int fd)
 {
     static const char eventfd_link[] = "anon_inode:[eventfd]";
@@ -56,6 +57,7 @@ bool ob_fd_is_eventfd(int fd)
     return len == sizeof(eventfd_link) - 1 && memcmp(link, eventfd_link, (size_t)len) == 0;
 }
 
+/* syscalls: fcntl(1=F_GETFL), fcntl(1=F_SETFL), fcntl(1=F_SETFD), getsockopt */
 static int prepare(int fd)
 {
     int type, flags = fcntl(fd, F_GETFL);
@@ -83,6 +85,7 @@ int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max)
     return 0;
 }
 
+/* syscalls: close */
 static void drop_all(struct ob_channel *ch)
 {
     if (ch->fd >= 0)

@@ -56,6 +56,7 @@ static void keep_fds(struct ob_msg *msg, const struct cmsghdr *cmsg)
 
 /* The number of bytes read, -EAGAIN, -ECONNRESET at the end of the stream, or another negative
  * errno. */
+/* syscalls: recvfrom, recvmsg, close */
 static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
 {
     union {

@@ -52,6 +52,7 @@ void ob_channel_drop_queue(struct ob_channel *ch)
 }
 
 /* One system call. The number of bytes that the socket took, or a negative errno. */
+/* syscalls: sendmsg */
 static ssize_t send_some(int fd, struct iovec *iov, size_t niov, const int *fds, unsigned nfds)
 {
     union {
@@ -104,6 +105,7 @@ int ob_channel_flush(struct ob_channel *ch)
 
 /* Copies what follows the first skip bytes of the message; duplicates the fds. NULL with *rc set
  * when there is no memory or no fd for that. */
+/* syscalls: fcntl(1=F_DUPFD_CLOEXEC), close */
 static struct ob_out *out_new(const struct iovec *iov, unsigned niov, size_t skip, size_t total,
                               const int *fds, unsigned nfds, int *rc)
 {
@@ -143,6 +145,7 @@ struct message {
 };
 
 /* Queues what follows the first sent bytes of the message. */
+/* syscalls: shutdown */
 static int queue_rest(struct ob_channel *ch, const struct message *m, size_t sent)
 {
     int rc = 0;
@@ -255,6 +258,7 @@ static int collect(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct 
 
 /* The number of bytes that the socket took, all of them in *total; a negative errno; -E2BIG: it is
  * larger, and nothing was done. */
+/* syscalls: sendto */
 static ssize_t send_flat(int fd, struct ob_wire_hdr *hdr, const struct iovec *iov, unsigned niov,
                          size_t *total)
 {
@@ -378,6 +382,7 @@ int ob_channel_send(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct
     return rc;
 }
 
+/* syscalls: ppoll */
 int ob_poll_until(struct pollfd *fds, unsigned count, int64_t deadline_ns)
 {
     bool forever = deadline_ns == OB_NO_DEADLINE;

@@ -53,6 +53,7 @@ void ob_spin_init(struct ob_spin *spin, unsigned budget_us, unsigned may)
 
 /* Runs on that CPU, or on any but this one (-1); which ones it may run on stays as it is. False: it
  * may not run there, or does already. */
+/* syscalls: getcpu, sched_getaffinity(0=0), sched_setaffinity(0=0) */
 static bool move(int to)
 {
     cpu_set_t all, some;
@@ -243,6 +244,7 @@ static void found_hog(struct ob_spin *spin, int64_t now_ns)
     spin->paused = spin->pause;
 }
 
+/* syscalls: sched_yield */
 void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield)
 {
     int64_t before_ns, after_ns;

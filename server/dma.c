@@ -145,6 +145,7 @@ static void sweep(struct ob_server *server)
         unmap_progress(server->session);
 }
 
+/* syscalls: read */
 static void on_wake(void *opaque, uint32_t events)
 {
     struct ob_server *server = opaque;

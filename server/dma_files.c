@@ -90,6 +90,7 @@ static void list(struct ob_dma_files *files, struct ob_dma_file *file, const str
 }
 
 /* Whether the descriptor itself allows what the mapping is for; mmap() would say so. */
+/* syscalls: fcntl(1=F_GETFL) */
 static int check_access(int fd, uint32_t prot)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -101,6 +102,7 @@ static int check_access(int fd, uint32_t prot)
     return (prot & OB_DMA_WRITE) && (flags & O_ACCMODE) != O_RDWR ? -EACCES : 0;
 }
 
+/* syscalls: mmap(2&PROT_EXEC=0), munmap, madvise */
 static int map_range(struct ob_dma_file *file, int fd, uint64_t start, uint64_t end, uint64_t page)
 {
     int prot =
@@ -127,6 +129,7 @@ static int map_range(struct ob_dma_file *file, int fd, uint64_t start, uint64_t 
 }
 
 /* Mappings of huge pages begin and end at huge pages. */
+/* syscalls: fstatfs */
 static int map_file(struct ob_dma_files *files, struct ob_dma_file *file,
                     const struct ob_dma_map *map, int fd, const struct stat *st)
 {
@@ -177,6 +180,7 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
     return 0;
 }
 
+/* syscalls: fstat, newfstatat */
 static int open_file(struct ob_dma_files *files, struct ob_dma_map *map, int *fd)
 {
     struct ob_dma_file *file = NULL;
@@ -237,6 +241,7 @@ bool ob_dma_file_cut(const struct ob_dma_file *file)
     return file && ob_guard_hit(file->guard);
 }
 
+/* syscalls: pread64, pwrite64 */
 int ob_dma_file_io(const struct ob_dma_map *map, uint64_t at, uint8_t *data, uint64_t len,
                    bool is_write)
 {

@@ -96,6 +96,7 @@ static bool is_live(const struct ob_dma_map *map)
     return __atomic_load_n(&map->live, __ATOMIC_SEQ_CST);
 }
 
+/* syscalls: write */
 static void let_go(struct ob_dma_table *table, struct ob_dma_hold *slot)
 {
     static const uint64_t one = 1;

@@ -46,6 +46,7 @@ static bool replace(struct slot *slot, uintptr_t at)
     return true;
 }
 
+/* syscalls: mmap(2&PROT_EXEC=0), rt_sigaction, rt_sigreturn, getpid, gettid, tgkill(0=getpid()) */
 static void on_sigbus(int sig, siginfo_t *info, void *context)
 {
     uint32_t count = __atomic_load_n(&used, __ATOMIC_ACQUIRE);

@@ -93,6 +93,7 @@ void ob_io_release(struct ob_server *server)
 }
 
 /* Edge-triggered, and never read: see add_watch() in irqs.c. */
+/* syscalls: eventfd2, close */
 static int event_open(struct ob_server *server, struct io_event *event)
 {
     if (event->fd >= 0)

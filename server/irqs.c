@@ -30,6 +30,7 @@ struct ob_irq_watch {
  * that is looked at first; it is signalled then anyway. A client that fills it between the two
  * blocks us until it reads or a signal comes, which is why an interrupted write is not repeated.
  */
+/* syscalls: poll, ppoll, write */
 static void signal_eventfd(int fd)
 {
     static const uint64_t one = 1;

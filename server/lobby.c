@@ -220,6 +220,7 @@ static int lobby_enter(struct ob_server *server, int fd)
  * Without a free descriptor the connection could not be taken off the queue, and the loop would
  * spin on it: the spare one is given up to close it.
  */
+/* syscalls: accept4, close, fcntl(1=F_DUPFD_CLOEXEC) */
 static void turn_away(struct ob_server *server)
 {
     int fd;
@@ -309,6 +310,7 @@ int ob_server_listen_fd(struct ob_server *server, int fd)
     return rc;
 }
 
+/* syscalls[removes]: newfstatat, stat, unlink, unlinkat */
 void ob_lobby_fini(struct ob_server *server)
 {
     struct stat st;

@@ -115,6 +115,7 @@ static void copy_register(void *to, const void *from, uint32_t count)
         memcpy(to, from, count);
 }
 
+/* syscalls: mmap(2&PROT_EXEC=0), munmap */
 static int access_memory(struct ob_region_slot *slot, uint64_t offset, void *data, uint32_t count,
                          bool is_write)
 {

@@ -20,6 +20,7 @@
 #define SPIN_EVENTS_EVERY 64      /* looks at the socket, between two at everything */
 #define SPIN_EVENTS_NS    1000000 /* or so long, where requests take their time */
 
+/* syscalls: epoll_ctl */
 struct ob_source *ob_source_add(struct ob_server *server, int fd, uint32_t events,
                                 void (*ready)(void *opaque, uint32_t events), void *opaque)
 {
@@ -100,6 +101,7 @@ static void wake_ready(void *opaque, uint32_t events)
     (void)opaque, (void)events;
 }
 
+/* syscalls: read */
 static void stop_ready(void *opaque, uint32_t events)
 {
     struct ob_server *server = opaque;
@@ -255,6 +257,7 @@ static int end_step(struct ob_server *server)
 }
 
 /* The number of events, or a negative errno. */
+/* syscalls: epoll_wait, epoll_pwait */
 static int wait_events(struct ob_server *server, struct epoll_event *events, int timeout_ms)
 {
     int n = epoll_wait(server->epoll_fd, events, EVENTS_PER_STEP, timeout_ms);
@@ -357,6 +360,7 @@ int ob_server_run(struct ob_server *server)
     return 0;
 }
 
+/* syscalls: write */
 void ob_server_stop(struct ob_server *server)
 {
     static const uint64_t one = 1;

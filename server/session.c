@@ -22,6 +22,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* syscalls: getsockopt */
 struct ob_session *ob_session_new(struct ob_server *server, int fd)
 {
     struct ob_session *session = calloc(1, sizeof(*session));
@@ -85,6 +86,7 @@ void ob_session_broken(struct ob_session *session, int rc)
         ob_session_doom(session, "%s", strerror(-rc));
 }
 
+/* syscalls: poll, ppoll */
 bool ob_session_hung_up(const struct ob_session *session)
 {
     struct pollfd p = { .fd = session->ch.fd, .events = POLLRDHUP };
@@ -104,6 +106,7 @@ bool ob_session_has_work(const struct ob_session *session)
     return (session->backlog || ob_channel_ready(&session->ch)) && may_read(session);
 }
 
+/* syscalls: ioctl(1=FIONREAD) */
 bool ob_session_caught_up(const struct ob_session *session)
 {
     int unread;
@@ -231,6 +234,7 @@ void ob_session_twin_message(struct ob_session *session, struct ob_msg *msg)
     ob_msg_free(msg);
 }
 
+/* syscalls: shutdown */
 void ob_session_twin_broken(struct ob_session *session, int rc)
 {
     ob_source_del(session->server, session->twin_source);
@@ -263,6 +267,7 @@ static void twin_ready(void *opaque, uint32_t events)
     ob_session_rearm(session);
 }
 
+/* syscalls: socketpair(0=AF_UNIX) */
 int ob_session_add_twin(struct ob_session *session)
 {
     int fds[2];

@@ -57,6 +57,11 @@ static void print_device_help(const struct ob_served *device)
         "                          connected to the client, in place of SOCKET\n"
         "  --socket-mode MODE      permissions of the socket, in octal (default 600: whoever\n"
         "                          can connect controls the device)\n"
+        "\nWhat it may do, once it is set up:\n"
+        "  --sandbox on|off        hold nothing and open nothing that it does not need. Without\n"
+        "                          this option: on, as far as the kernel can do it\n"
+        "  --user USER[:GROUP]     become that user, by name or number, and no other group's\n"
+        "                          member; for servers that root starts\n"
         "\nOther:\n"
         "  --spin-us N             poll for at most N microseconds (0 to 10000, default 50)\n"
         "                          before sleeping, while requests come that fast; 0: never\n"
@@ -96,7 +101,8 @@ static const struct serve_request *running;
 
 /* Nobody may read what we say: then a line is lost, rather than the device stopped by a full pipe.
  */
-static void log_line(void *opaque, enum ob_log_level level, const char *line)
+/* syscalls: poll, ppoll, write */
+void serve_log(void *opaque, enum ob_log_level level, const char *line)
 {
     struct pollfd pfd = { .fd = STDERR_FILENO, .events = POLLOUT };
 
@@ -118,15 +124,16 @@ static void tell_client(struct ob_server *server, uint32_t index)
     bool told = ob_server_irq_trigger(server, index, 0) == 0;
 
     if (index == OB_PCI_IRQ_REQ)
-        log_line(NULL, OB_LOG_INFO,
-                 told ? "SIGUSR1: asked the client to unplug the device"
-                      : "SIGUSR1: there is no client that takes requests to unplug the device");
+        serve_log(NULL, OB_LOG_INFO,
+                  told ? "SIGUSR1: asked the client to unplug the device"
+                       : "SIGUSR1: there is no client that takes requests to unplug the device");
     else
-        log_line(NULL, OB_LOG_INFO,
-                 told ? "SIGUSR2: reported an unrecoverable error to the client"
-                      : "SIGUSR2: there is no client that takes reports of errors");
+        serve_log(NULL, OB_LOG_INFO,
+                  told ? "SIGUSR2: reported an unrecoverable error to the client"
+                       : "SIGUSR2: there is no client that takes reports of errors");
 }
 
+/* syscalls: read */
 static void signal_came(void *opaque, uint32_t events)
 {
     struct signals *signals = opaque;
@@ -139,8 +146,8 @@ static void signal_came(void *opaque, uint32_t events)
         tell_client(signals->server, info.ssi_signo == SIGUSR1 ? OB_PCI_IRQ_REQ : OB_PCI_IRQ_ERR);
         return;
     }
-    log_line(NULL, OB_LOG_INFO,
-             info.ssi_signo == SIGTERM ? "SIGTERM: stopping" : "SIGINT: stopping");
+    serve_log(NULL, OB_LOG_INFO,
+              info.ssi_signo == SIGTERM ? "SIGTERM: stopping" : "SIGINT: stopping");
     ob_server_stop(signals->server);
 }
 
@@ -165,6 +172,7 @@ static int catch_signals(void)
     return fd < 0 ? -errno : fd;
 }
 
+/* syscalls: fstat, newfstatat, ioctl(1=TCGETS), write */
 static void say_ready(const struct serve_request *req, const char *banner)
 {
     printf("serving %s (%s) on ", req->device->name, banner);
@@ -186,11 +194,8 @@ static int run_server(const struct serve_request *req, void *device, struct ob_s
         return fail(req->who, "cannot watch for signals: %s", strerror(-rc));
     ob_server_set_spin(server, req->spin_us);
     int status = serve_offer(req->who, server, &req->place);
-    if (!status && req->device->start) {
-        rc = req->device->start(device);
-        if (rc < 0)
-            status = fail(req->who, "cannot start threads: %s", strerror(-rc));
-    }
+    if (!status)
+        status = serve_start(req, device);
     if (!status) {
         say_ready(req, banner);
         rc = ob_server_run(server);
@@ -208,13 +213,13 @@ static int serve_request(const struct serve_request *req)
     void *device;
 
     running = req;
-    if (serve_check_place(req->who, &req->place))
+    if (serve_check_place(req->who, &req->place) || serve_check_user(req))
         return 1;
     int signal_fd = catch_signals();
     if (signal_fd < 0)
         return fail(req->who, "cannot catch signals: %s", strerror(-signal_fd));
     optind = 0; /* the device starts getopt_long() afresh */
-    int status = req->device->create(req->argc, req->argv, log_line, &device, &server, banner,
+    int status = req->device->create(req->argc, req->argv, serve_log, &device, &server, banner,
                                      sizeof(banner), sentence, sizeof(sentence));
     if (status) {
         close(signal_fd);

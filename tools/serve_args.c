@@ -16,6 +16,8 @@ enum {
     OPT_FD = 256,
     OPT_SOCKET_PATH,
     OPT_SOCKET_MODE,
+    OPT_SANDBOX,
+    OPT_USER,
     OPT_SPIN_US,
     OPT_CAPABILITIES,
     OPT_VERBOSE,
@@ -26,6 +28,8 @@ static const struct option own_options[] = {
     { "fd", required_argument, NULL, OPT_FD },
     { "socket-path", required_argument, NULL, OPT_SOCKET_PATH },
     { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
+    { "sandbox", required_argument, NULL, OPT_SANDBOX },
+    { "user", required_argument, NULL, OPT_USER },
     { "spin-us", required_argument, NULL, OPT_SPIN_US },
     { "print-capabilities", no_argument, NULL, OPT_CAPABILITIES },
     { "verbose", no_argument, NULL, OPT_VERBOSE },
@@ -81,6 +85,18 @@ static int take_operand(struct parser *parser, char *word)
     return 0;
 }
 
+static int take_user(struct serve_request *req, const char *text)
+{
+    int status = serve_parse_owner(req->who, text, &req->user);
+
+    if (!status && req->user.uid == SERVE_NO_ID)
+        return fail_usage(req->who, "--user takes USER or USER:GROUP, not '%s'", text);
+    if (!status && req->user.gid == SERVE_NO_ID)
+        return fail_usage(req->who, "user %s is in no list, so say which group: --user %s:GROUP",
+                          text, text);
+    return status;
+}
+
 static int take_option(struct serve_request *req, int opt)
 {
     long long number;
@@ -101,6 +117,13 @@ static int take_option(struct serve_request *req, int opt)
                               optarg);
         req->place.mode = (unsigned)number;
         return 0;
+    case OPT_SANDBOX:
+        req->sandbox = strcmp(optarg, "off") == 0 ? SANDBOX_OFF : SANDBOX_ON;
+        if (req->sandbox == SANDBOX_ON && strcmp(optarg, "on") != 0)
+            return fail_usage(req->who, "--sandbox takes on or off, not '%s'", optarg);
+        return 0;
+    case OPT_USER:
+        return take_user(req, optarg);
     case OPT_SPIN_US:
         if (!parse_number(optarg, 10, 0, OB_SPIN_US_MAX, &number))
             return fail_usage(req->who, "--spin-us takes 0 to %u microseconds, not '%s'",
@@ -199,7 +222,10 @@ static int append_operands(const struct parser *parser)
 
 int serve_parse(int argc, char **argv, struct serve_request *out)
 {
-    struct serve_request req = { .who = "serve", .place.fd = -1, .spin_us = OB_SPIN_US_DEFAULT };
+    struct serve_request req = { .who = "serve",
+                                 .place.fd = -1,
+                                 .spin_us = OB_SPIN_US_DEFAULT,
+                                 .user = { SERVE_NO_ID, SERVE_NO_ID } };
     struct parser parser = { .req = &req };
     char **operands = calloc((size_t)argc, sizeof(*operands));
     int status;

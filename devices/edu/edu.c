@@ -108,6 +108,7 @@ static void transfer(struct edu *edu)
     }
 }
 
+/* syscalls: read */
 static void work_done(void *opaque, uint32_t events)
 {
     struct edu *edu = opaque;
@@ -131,6 +132,7 @@ static void work_done(void *opaque, uint32_t events)
 }
 
 /* Work that starts while other work is under way is done along with it. */
+/* syscalls: timerfd_gettime, timerfd_settime */
 static void start_work(struct edu *edu)
 {
     struct itimerspec spec;

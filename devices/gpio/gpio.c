@@ -162,6 +162,7 @@ static int reset(void *opaque)
     return 0;
 }
 
+/* syscalls: read */
 static void toggle(void *opaque, uint32_t events)
 {
     struct gpio *gpio = opaque;

@@ -154,6 +154,7 @@ bool blk_stage_direct(const struct blk *blk, const struct blk_req *req)
     return memory % blk->direct_memory == 0 && offset % blk->direct_offset == 0;
 }
 
+/* syscalls: preadv, pwritev, pwritev2, fallocate, fdatasync */
 int64_t blk_stage_run(const struct blk *blk, int fd, const struct blk_req *req)
 {
     off_t at = (off_t)req->offset;

@@ -44,6 +44,7 @@ static void transfer(const struct blk_mem *m, const struct blk_req *req)
 }
 
 /* Whole pages are given back. */
+/* syscalls: madvise */
 static void clear(const struct blk_mem *m, uint64_t offset, uint64_t len)
 {
     uint64_t mask = (uint64_t)sysconf(_SC_PAGESIZE) - 1;

@@ -102,6 +102,7 @@ static int open_file(const char *image, bool read_only, struct stat *st, char *e
 
 enum { PERM_READ = 100, PERM_WRITE = 101, PERM_RESIZE = 103, ALONE = 100 }; /* as QEMU has it */
 
+/* syscalls: fcntl(1=F_OFD_SETLK) */
 static int lock_range(int fd, short type, off_t start, off_t len)
 {
     struct flock lock = { .l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len };
@@ -110,6 +111,7 @@ static int lock_range(int fd, short type, off_t start, off_t len)
 }
 
 /* -EAGAIN when anybody else has this byte. */
+/* syscalls: fcntl(1=F_OFD_GETLK) */
 static int check_free(int fd, off_t byte)
 {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
@@ -134,6 +136,7 @@ static int lock_shared(int fd)
     return rc == 0 ? check_free(fd, ALONE + PERM_READ) : rc;
 }
 
+/* syscalls: fstat, newfstatat */
 bool blk_claims(const struct blk *blk)
 {
     struct stat st;
@@ -142,6 +145,7 @@ bool blk_claims(const struct blk *blk)
 }
 
 /* O_EXCL means "not in use" for a block device. */
+/* syscalls[reopens]: openat(2&O_ACCMODE=O_RDONLY) */
 static int claim_device(struct blk *blk)
 {
     char path[32];

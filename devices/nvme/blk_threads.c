@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -26,6 +27,7 @@ struct blk_threads {
     pthread_cond_t wake;
     struct blk_fifo todo, done; /* under the lock */
     bool stop;                  /* under the lock */
+    sem_t ready;                /* posted by each worker when it has begun */
     pthread_t workers[WORKERS];
     unsigned nworkers;
 };
@@ -38,11 +40,13 @@ static void run(struct blk_threads *t, struct blk_req *req)
         more = blk_stage_next(req, blk_stage_run(&t->base, t->fd, req));
 }
 
+/* syscalls: write */
 static void *work(void *opaque)
 {
     struct blk_threads *t = opaque;
     struct blk_req *req;
 
+    sem_post(&t->ready);
     pthread_mutex_lock(&t->lock);
     for (;;) {
         while (!t->todo.first && !t->stop)
@@ -108,6 +112,7 @@ static void threads_free(struct blk *blk)
     for (unsigned i = 0; i < t->nworkers; i++)
         pthread_join(t->workers[i], NULL);
     pthread_cond_destroy(&t->wake);
+    sem_destroy(&t->ready);
     pthread_mutex_destroy(&t->lock);
     close(t->base.event_fd);
     close(t->fd);
@@ -116,7 +121,8 @@ static void threads_free(struct blk *blk)
     free(t);
 }
 
-/* Workers take no signals: those are for the thread that serves. */
+/* Workers take no signals: those are for the thread that serves. What libc does to begin a thread
+ * is over when this returns: a filter of system calls may come next. */
 static int threads_start(struct blk *blk)
 {
     struct blk_threads *t = (struct blk_threads *)blk;
@@ -129,6 +135,9 @@ static int threads_start(struct blk *blk)
         rc = pthread_create(&t->workers[t->nworkers], NULL, work, t);
         t->nworkers += rc == 0;
     }
+    for (unsigned i = 0; i < t->nworkers; i++)
+        while (sem_wait(&t->ready) < 0)
+            ;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return t->nworkers > 0 ? 0 : -rc;
 }
@@ -160,6 +169,7 @@ int blk_threads_new(const struct blk *base, int fd, struct blk **out)
     t->fd = fd;
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->wake, NULL);
+    sem_init(&t->ready, 0, 0);
     *out = &t->base;
     return 0;
 }

@@ -79,6 +79,7 @@ static void enter(struct blk_uring *u, unsigned least)
 }
 
 /* Whether the request is finished. */
+/* syscalls: preadv2 */
 static bool read_cached(struct blk_uring *u, struct blk_req *req)
 {
     ssize_t res;
@@ -100,6 +101,7 @@ static bool read_cached(struct blk_uring *u, struct blk_req *req)
     return false;
 }
 
+/* syscalls: io_uring_enter */
 static bool start(struct blk_uring *u)
 {
     struct io_uring_sqe *sqe;

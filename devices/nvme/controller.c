@@ -125,6 +125,7 @@ bool nvme_settle(struct nvme_ctrl *c)
     return true;
 }
 
+/* syscalls: poll, ppoll, read */
 int nvme_drain(struct nvme_ctrl *c, int64_t deadline_ns)
 {
     struct pollfd pfd = { .fd = c->blk->event_fd, .events = POLLIN };

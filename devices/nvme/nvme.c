@@ -165,12 +165,12 @@ static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob
     return 0;
 }
 
-/* Only the lock of a block device that was not locked at first needs it opened again. */
+/* A block device, to lock it again after the disk moved here, or did not move away. */
 static int reopens(const void *opaque)
 {
     const struct nvme_ctrl *c = opaque;
 
-    return c->cfg.incoming && blk_claims(c->blk) ? c->blk->fd : -1;
+    return blk_claims(c->blk) ? c->blk->fd : -1;
 }
 
 static int start(void *opaque)

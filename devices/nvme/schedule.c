@@ -105,6 +105,7 @@ static unsigned step(struct nvme_ctrl *c)
     return n;
 }
 
+/* syscalls: timerfd_settime */
 static void set_timer(struct nvme_ctrl *c, int64_t at_ns)
 {
     struct itimerspec when = { .it_value = { at_ns / 1000000000, at_ns % 1000000000 } };
@@ -194,6 +195,7 @@ static bool poll_cb(void *opaque)
 }
 
 /* The work is done in poll_cb(), which follows. */
+/* syscalls: read */
 static void timer_cb(void *opaque, uint32_t events)
 {
     struct nvme_ctrl *c = opaque;
@@ -204,6 +206,7 @@ static void timer_cb(void *opaque, uint32_t events)
         c->timer_ns = 0;
 }
 
+/* syscalls: read */
 static void backend_cb(void *opaque, uint32_t events)
 {
     struct nvme_ctrl *c = opaque;

@@ -16,60 +16,12 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import OUTBOARD, case, main, skip
 from peer import SET_IRQS, Peer, Refused
+from servers import DEADLINE_S, Server, refused, serve
 
-DEADLINE_S = 20
 NULL_REGISTERS = 0  # BAR 0 of the null device keeps what is written
 CONFIG = 7
 ERR, REQ = 3, 4
 FEATURE, MIG_DATA_READ, MIG_DATA_WRITE = 16, 17, 18
-
-
-class Server:
-    """A running `outboard serve`, from its start line on."""
-
-    def __init__(self, *words, **popen):
-        self.process = subprocess.Popen([OUTBOARD, "serve", *map(str, words)], stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True, **popen)
-        self.start_line = self.process.stdout.readline()
-        if not self.start_line:
-            raise AssertionError(f"it did not start: {self.process.communicate()[1]}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-    def end(self, signal_number=None):
-        """Sends the signal; returns exit status, the rest of stdout, and stderr."""
-        if signal_number is not None:
-            self.process.send_signal(signal_number)
-        out, err = self.process.communicate(timeout=DEADLINE_S)
-        return self.process.returncode, out, err
-
-    def wait_for_line(self, text):
-        """Reads stderr up to a line that has text in it."""
-        for line in self.process.stderr:
-            if text in line:
-                return line
-        raise AssertionError(f"no line with '{text}'")
-
-
-def serve(*words, **run):
-    """Runs `outboard serve` that is expected to end by itself."""
-    return subprocess.run([OUTBOARD, "serve", *map(str, words)], capture_output=True, text=True,
-                          timeout=DEADLINE_S, **run)
-
-
-def refused(status, sentence, *words, **run):
-    """It ends with this status and one line on stderr that has the sentence in it."""
-    done = serve(*words, **run)
-    assert done.returncode == status, (done.returncode, done.stderr)
-    assert done.stdout == "", done.stdout
-    assert done.stderr.startswith("outboard serve") and done.stderr.count("\n") == 1, done.stderr
-    assert sentence in done.stderr, done.stderr
 
 
 @case("start-line-says-what-and-where")
@@ -297,11 +249,9 @@ def set_state(peer, state):
     peer.ask(FEATURE, struct.pack("<IIII", 16, 1 << 17 | 2, state, 0))
 
 
-@case("disk-moves-between-two-processes-with-one-image")
-def _(tmp):
+def move_disk(tmp, image):
+    """From one server to another, with a change of mind on the way."""
     running, stop_copy, resuming = 2, 3, 4
-    image = tmp / "disk.img"
-    image.write_bytes(bytes(1 << 20))
     with Server("nvme", tmp / "a", image) as a, Server("nvme", tmp / "b", "--incoming", image) as b:
         with Peer(tmp / "a") as source, Peer(tmp / "b") as target:
             set_state(source, stop_copy)
@@ -327,6 +277,28 @@ def _(tmp):
         refused(1, "is in use by another process", "nvme", tmp / "c", image)
         assert b.end(signal.SIGTERM)[0] == 0
         assert a.end(signal.SIGTERM)[0] == 0
+
+
+def make_disk(tmp):
+    image = tmp / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    return image
+
+
+@case("disk-moves-between-two-processes-with-one-image")
+def _(tmp):
+    move_disk(tmp, make_disk(tmp))
+
+
+@case("disk-moves-between-two-processes-with-one-block-device")
+def _(tmp):
+    made = subprocess.run(["losetup", "--find", "--show", make_disk(tmp)], capture_output=True, text=True)
+    if made.returncode != 0:
+        skip(f"no loop device: {made.stderr.strip()}")
+    try:
+        move_disk(tmp, made.stdout.strip())
+    finally:
+        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
 @case("unread-stderr-does-not-stop-the-device")
