@@ -152,6 +152,8 @@ int ob_socket_connect(const char *path, int64_t deadline_ns);
 /* Listens on path; replaces a socket file that nobody serves. Returns the fd, non-blocking;
  * -EADDRINUSE: a live server has it; -ENOTSOCK: something else is there; or a negative errno. */
 int ob_socket_listen(const char *path, unsigned mode, int backlog);
+/* The file belongs to that user and group; -1: as it would anyway. -EPERM: we may not do that. */
+int ob_socket_listen_owned(const char *path, unsigned mode, uid_t uid, gid_t gid, int backlog);
 
 /* ---- negotiate.c: the JSON of the VERSION messages ------------------------------------------ */
 

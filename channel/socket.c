@@ -2,11 +2,12 @@
 /*
  * UNIX sockets by path: connecting with a deadline, and listening in place of a dead server.
  *
- * A listening socket is made under a temporary name beside path, gets its permissions, listens,
- * and only then takes its name. So whatever socket stands at path either answers or is dead, and
- * nobody can reach ours earlier or with other permissions. A dead one is exchanged for ours in one
- * step and looked at again afterwards: if another server was faster, it gets its name back. Of any
- * number of servers that start at once, one stays. Test: socket/one-of-many-takes-over.
+ * A listening socket is made under a temporary name beside path, gets its owner and permissions
+ * (until then it has none at all), listens, and only then takes its name. So whatever socket stands
+ * at path either answers or is dead, and nobody can reach ours earlier or with other permissions. A
+ * dead one is exchanged for ours in one step and looked at again afterwards: if another server was
+ * faster, it gets its name back. Of any number of servers that start at once, one stays. Test:
+ * socket/one-of-many-takes-over.
  */
 #include "channel/channel.h"
 
@@ -184,16 +185,40 @@ static int publish(const struct place *place)
     return rc < 0 ? -EADDRINUSE : 0;
 }
 
-static int listen_at(int fd, const struct place *place, unsigned mode, int backlog)
+/* By a descriptor of the file that is ours: who else may write to the directory could have put
+ * something of others under that name. */
+static int give(int dir, const char *entry, unsigned mode, uid_t uid, gid_t gid)
+{
+    int fd = openat(dir, entry, O_PATH | O_NOFOLLOW | O_CLOEXEC), rc = 0;
+    struct stat st;
+    char path[32];
+
+    if (fd < 0)
+        return -errno;
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    if (fstat(fd, &st) < 0)
+        rc = -errno;
+    else if (!S_ISSOCK(st.st_mode) || st.st_uid != geteuid())
+        rc = -EEXIST;
+    else if (fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0 || chmod(path, mode) < 0)
+        rc = -errno;
+    close(fd);
+    return rc;
+}
+
+static int listen_at(int fd, const struct place *place, unsigned mode, uid_t uid, gid_t gid,
+                     int backlog)
 {
     const struct sockaddr *addr = (const struct sockaddr *)&place->tmp_addr;
     int rc;
 
-    if (bind(fd, addr, sizeof(place->tmp_addr)) < 0)
+    /* The file gets the mode of the socket, less the umask. */
+    if (fchmod(fd, 0) < 0 || bind(fd, addr, sizeof(place->tmp_addr)) < 0)
         return -errno;
-    if (fchmodat(place->dir, place->tmp, mode, 0) < 0 || listen(fd, backlog) < 0)
+    rc = give(place->dir, place->tmp, mode, uid, gid);
+    if (rc == 0 && listen(fd, backlog) < 0)
         rc = -errno;
-    else
+    if (rc == 0)
         rc = publish(place);
     if (rc < 0)
         unlinkat(place->dir, place->tmp, 0);
@@ -202,13 +227,18 @@ static int listen_at(int fd, const struct place *place, unsigned mode, int backl
 
 int ob_socket_listen(const char *path, unsigned mode, int backlog)
 {
+    return ob_socket_listen_owned(path, mode, (uid_t)-1, (gid_t)-1, backlog);
+}
+
+int ob_socket_listen_owned(const char *path, unsigned mode, uid_t uid, gid_t gid, int backlog)
+{
     struct place place;
     int rc = place_open(path, &place);
 
     if (rc < 0)
         return rc;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    rc = fd < 0 ? -errno : listen_at(fd, &place, mode, backlog);
+    rc = fd < 0 ? -errno : listen_at(fd, &place, mode, uid, gid, backlog);
     close(place.dir);
     if (rc < 0 && fd >= 0)
         close(fd);

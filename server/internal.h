@@ -22,11 +22,12 @@
 
 #pragma GCC visibility push(hidden)
 
-#define OB_LOBBY_MAX       8u                 /* connections that have not negotiated yet */
-#define OB_STEP_REQUESTS   64u                /* posted requests handled in one step */
-#define OB_BACKLOG_MAX     ((size_t)16 << 20) /* bytes kept while a message DMA is under way */
-#define OB_BACKLOG_FD_COST 4096u              /* what a kept fd counts for in it */
-#define OB_DMA_TIMEOUT_MS  5000
+#define OB_LOBBY_MAX        8u /* connections that have not negotiated yet */
+#define OB_ALLOWED_UIDS_MAX 16u
+#define OB_STEP_REQUESTS    64u                /* posted requests handled in one step */
+#define OB_BACKLOG_MAX      ((size_t)16 << 20) /* bytes kept while a message DMA is under way */
+#define OB_BACKLOG_FD_COST  4096u              /* what a kept fd counts for in it */
+#define OB_DMA_TIMEOUT_MS   5000
 
 /* An fd in the loop. */
 struct ob_source {
@@ -125,6 +126,12 @@ struct ob_dirty {
     size_t nchunks, room;
 };
 
+/* What was said of connections within a second. */
+struct ob_lobby_lines {
+    int64_t since_ns;
+    unsigned count;
+};
+
 struct ob_server {
     struct ob_server_ops ops;
     void *opaque;
@@ -144,6 +151,11 @@ struct ob_server {
 
     int listen_fd;
     struct ob_source *listener;
+    uid_t socket_uid; /* who shall have the socket file; -1: as it comes */
+    gid_t socket_gid;
+    uid_t allowed[OB_ALLOWED_UIDS_MAX]; /* to connect; none: everybody */
+    unsigned nallowed;
+    struct ob_lobby_lines lobby_lines;
     char *path; /* of the socket file made here */
     dev_t path_dev;
     ino_t path_ino;

@@ -10,6 +10,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -17,8 +19,34 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define LINES_A_SECOND 8u
+
 /* Nobody here may make us keep more than a VERSION message. */
 #define LOBBY_PAYLOAD_MAX ((uint32_t)sizeof(struct ob_wire_version) + OB_VERSION_JSON_MAX)
+
+/* Whoever can connect can make us say something as often as it likes, and fill the disk that a log
+ * is on. */
+__attribute__((format(printf, 3, 4))) static void
+lobby_log(struct ob_server *server, enum ob_log_level level, const char *fmt, ...)
+{
+    struct ob_lobby_lines *said = &server->lobby_lines;
+    int64_t now_ns = ob_now_ns();
+    char line[200];
+    va_list ap;
+
+    if (said->count == 0 || now_ns - said->since_ns >= 1000000000) {
+        if (said->count > LINES_A_SECOND)
+            ob_log(server, OB_LOG_INFO, "%u more lines like these were left out",
+                   said->count - LINES_A_SECOND);
+        *said = (struct ob_lobby_lines){ .since_ns = now_ns };
+    }
+    if (++said->count > LINES_A_SECOND)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    ob_log(server, level, "%s", line);
+}
 
 static void lobby_unlink(struct ob_session *session)
 {
@@ -43,8 +71,8 @@ static void lobby_drop(struct ob_session *session)
 static void lobby_refuse(struct ob_session *session, const struct ob_wire_hdr *request, int err,
                          const char *why)
 {
-    ob_log(session->server, OB_LOG_ERROR, "connection of process %d refused: %s", (int)session->pid,
-           why);
+    lobby_log(session->server, OB_LOG_ERROR, "connection of process %d refused: %s",
+              (int)session->pid, why);
     if ((request->flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND)
         ob_answer(session, request, -err, NULL);
     lobby_drop(session);
@@ -187,9 +215,26 @@ static bool lobby_make_room(struct ob_server *server)
         return true;
     if (!silent)
         return false;
-    ob_log(server, OB_LOG_INFO, "process %d dropped: it never negotiated", (int)silent->pid);
+    lobby_log(server, OB_LOG_INFO, "process %d dropped: it never negotiated", (int)silent->pid);
     lobby_drop(silent);
     return true;
+}
+
+/* Before a byte of it is read, and before it takes anybody's place. */
+static bool is_allowed(struct ob_server *server, int fd)
+{
+    struct ucred peer = { .pid = 0, .uid = (uid_t)-1 };
+    socklen_t len = sizeof(peer);
+
+    if (server->nallowed == 0)
+        return true;
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len);
+    for (unsigned i = 0; i < server->nallowed; i++)
+        if (server->allowed[i] == peer.uid)
+            return true;
+    lobby_log(server, OB_LOG_ERROR, "process %d refused: its user %u is not allowed", (int)peer.pid,
+              (unsigned)peer.uid);
+    return false;
 }
 
 /* fd is taken. */
@@ -197,6 +242,10 @@ static int lobby_enter(struct ob_server *server, int fd)
 {
     struct ob_session *session, **end = &server->lobby;
 
+    if (!is_allowed(server, fd)) {
+        close(fd);
+        return -EACCES;
+    }
     if (!lobby_make_room(server)) {
         close(fd);
         return -EBUSY;
@@ -225,7 +274,7 @@ static void turn_away(struct ob_server *server)
 {
     int fd;
 
-    ob_log(server, OB_LOG_ERROR, "a connection was closed: no file descriptor left");
+    lobby_log(server, OB_LOG_ERROR, "a connection was closed: no file descriptor left");
     if (server->spare_fd >= 0)
         close(server->spare_fd);
     fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -268,12 +317,27 @@ static int add_listener(struct ob_server *server, int fd)
     return 0;
 }
 
+void ob_server_set_socket_owner(struct ob_server *server, uid_t uid, gid_t gid)
+{
+    server->socket_uid = uid;
+    server->socket_gid = gid;
+}
+
+int ob_server_allow_uid(struct ob_server *server, uid_t uid)
+{
+    if (server->nallowed == OB_ALLOWED_UIDS_MAX)
+        return -ENOSPC;
+    server->allowed[server->nallowed++] = uid;
+    return 0;
+}
+
 int ob_server_listen(struct ob_server *server, const char *path, unsigned mode)
 {
     struct stat st;
     int fd, rc;
 
-    fd = ob_socket_listen(path, mode ? mode : 0600, (int)OB_LOBBY_MAX);
+    fd = ob_socket_listen_owned(path, mode ? mode : 0600, server->socket_uid, server->socket_gid,
+                                (int)OB_LOBBY_MAX);
     if (fd < 0)
         return fd;
     rc = add_listener(server, fd);

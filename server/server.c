@@ -150,6 +150,8 @@ struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
     server->opaque = opaque;
     server->epoll_fd = server->stop_fd = server->wake_fd = server->spare_fd = -1;
     server->listen_fd = -1;
+    server->socket_uid = (uid_t)-1;
+    server->socket_gid = (gid_t)-1;
     server->num_regions = OB_PCI_REGIONS;
     server->num_irqs = OB_PCI_IRQS;
     server->timeout_ms = OB_DMA_TIMEOUT_MS;

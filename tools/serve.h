@@ -7,7 +7,8 @@
 
 #include "devices/device.h"
 
-#define SERVE_NO_ID ((uid_t)-1) /* no user, or no group, was named */
+#define SERVE_NO_ID       ((uid_t)-1) /* no user, or no group, was named */
+#define SERVE_ALLOWED_MAX 16u
 
 struct serve_owner {
     uid_t uid;
@@ -19,6 +20,9 @@ struct serve_place {
     const char *path; /* NULL: fd */
     int fd;
     unsigned mode; /* of the socket file; 0: the library's default */
+    struct serve_owner owner;
+    uid_t allowed[SERVE_ALLOWED_MAX]; /* to connect; none: everybody */
+    unsigned nallowed;
 };
 
 /* Whether the descriptor is a socket. To be called before this process opens anything, which might
@@ -46,8 +50,8 @@ struct serve_request {
 /* 0 with *out filled in, or an exit status after it has printed what is wrong. */
 int serve_parse(int argc, char **argv, struct serve_request *out);
 
-/* USER, or the number of one; *gid is the user's group, or SERVE_NO_ID. USER[:GROUP], each by name
- * or number, also :GROUP. 0, or 2 after they have printed what is wrong. */
+/* USER, or the number of one; *gid (may be NULL) is the user's group, or SERVE_NO_ID. USER[:GROUP],
+ * each by name or number, also :GROUP. 0, or 2 after they have printed what is wrong. */
 int serve_parse_user(const char *who, const char *name, uid_t *uid, gid_t *gid);
 int serve_parse_owner(const char *who, const char *text, struct serve_owner *out);
 

@@ -16,6 +16,8 @@ enum {
     OPT_FD = 256,
     OPT_SOCKET_PATH,
     OPT_SOCKET_MODE,
+    OPT_SOCKET_OWNER,
+    OPT_ALLOW_UID,
     OPT_SANDBOX,
     OPT_USER,
     OPT_SPIN_US,
@@ -28,6 +30,8 @@ static const struct option own_options[] = {
     { "fd", required_argument, NULL, OPT_FD },
     { "socket-path", required_argument, NULL, OPT_SOCKET_PATH },
     { "socket-mode", required_argument, NULL, OPT_SOCKET_MODE },
+    { "socket-owner", required_argument, NULL, OPT_SOCKET_OWNER },
+    { "allow-uid", required_argument, NULL, OPT_ALLOW_UID },
     { "sandbox", required_argument, NULL, OPT_SANDBOX },
     { "user", required_argument, NULL, OPT_USER },
     { "spin-us", required_argument, NULL, OPT_SPIN_US },
@@ -97,6 +101,19 @@ static int take_user(struct serve_request *req, const char *text)
     return status;
 }
 
+static int take_socket_owner(struct serve_request *req, const char *text)
+{
+    struct serve_owner *owner = &req->place.owner;
+    int status = serve_parse_owner(req->who, text, owner);
+
+    if (!status && !strchr(text, ':'))
+        owner->gid = SERVE_NO_ID; /* the user's own group was not named */
+    if (!status && owner->uid == SERVE_NO_ID && owner->gid == SERVE_NO_ID)
+        return fail_usage(req->who, "--socket-owner takes USER, USER:GROUP or :GROUP, not '%s'",
+                          text);
+    return status;
+}
+
 static int take_option(struct serve_request *req, int opt)
 {
     long long number;
@@ -117,6 +134,12 @@ static int take_option(struct serve_request *req, int opt)
                               optarg);
         req->place.mode = (unsigned)number;
         return 0;
+    case OPT_SOCKET_OWNER:
+        return take_socket_owner(req, optarg);
+    case OPT_ALLOW_UID:
+        if (req->place.nallowed == SERVE_ALLOWED_MAX)
+            return fail_usage(req->who, "--allow-uid can be given %u times", SERVE_ALLOWED_MAX);
+        return serve_parse_user(req->who, optarg, &req->place.allowed[req->place.nallowed++], NULL);
     case OPT_SANDBOX:
         req->sandbox = strcmp(optarg, "off") == 0 ? SANDBOX_OFF : SANDBOX_ON;
         if (req->sandbox == SANDBOX_ON && strcmp(optarg, "on") != 0)
@@ -193,6 +216,8 @@ static int settle_place(struct parser *parser)
         return fail_usage(req->who, "--fd and --socket-path exclude each other");
     if (place->fd >= 0 && place->mode)
         return fail_usage(req->who, "--socket-mode is for a path; with --fd the socket exists");
+    if (place->fd >= 0 && (place->owner.uid != SERVE_NO_ID || place->owner.gid != SERVE_NO_ID))
+        return fail_usage(req->who, "--socket-owner is for a path; with --fd the socket exists");
     if (!place->path && place->fd < 0) {
         if (!parser->noperands)
             return fail_usage(req->who, "on which SOCKET? Give a path, or --fd N");
@@ -223,7 +248,7 @@ static int append_operands(const struct parser *parser)
 int serve_parse(int argc, char **argv, struct serve_request *out)
 {
     struct serve_request req = { .who = "serve",
-                                 .place.fd = -1,
+                                 .place = { .fd = -1, .owner = { SERVE_NO_ID, SERVE_NO_ID } },
                                  .spin_us = OB_SPIN_US_DEFAULT,
                                  .user = { SERVE_NO_ID, SERVE_NO_ID } };
     struct parser parser = { .req = &req };

@@ -102,8 +102,12 @@ int serve_check_place(const char *who, const struct serve_place *place)
 
 int serve_offer(const char *who, struct ob_server *server, const struct serve_place *place)
 {
+    bool owned = place->owner.uid != SERVE_NO_ID || place->owner.gid != SERVE_NO_ID;
     int rc;
 
+    for (unsigned i = 0; i < place->nallowed; i++)
+        ob_server_allow_uid(server, place->allowed[i]); /* there is room for them all */
+    ob_server_set_socket_owner(server, place->owner.uid, place->owner.gid);
     if (!place->path) {
         rc = ob_server_listen_fd(server, place->fd);
         return rc < 0
@@ -111,5 +115,8 @@ int serve_offer(const char *who, struct ob_server *server, const struct serve_pl
                    : 0;
     }
     rc = ob_server_listen(server, place->path, place->mode);
+    if (rc == -EPERM && owned)
+        return fail(who, "you may not give a socket to that user or group: only root may, or to a "
+                         "group that you are in");
     return rc < 0 ? say_path_failure(who, place->path, rc) : 0;
 }

@@ -24,7 +24,8 @@ int serve_parse_user(const char *who, const char *name, uid_t *uid, gid_t *gid)
             return fail_usage(who, "there is no user '%s'", name);
         *uid = user->pw_uid;
     }
-    *gid = user ? user->pw_gid : SERVE_NO_ID;
+    if (gid)
+        *gid = user ? user->pw_gid : SERVE_NO_ID;
     return 0;
 }
 

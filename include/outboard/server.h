@@ -17,6 +17,8 @@
 #ifndef OUTBOARD_SERVER_H
 #define OUTBOARD_SERVER_H
 
+#include <sys/types.h>
+
 #include "proto.h"
 
 #ifdef __cplusplus
@@ -61,6 +63,16 @@ void ob_server_free(struct ob_server *server);
  * more is replaced. -EADDRINUSE: a live server has it; -ENOTSOCK: something else is at path.
  */
 int ob_server_listen(struct ob_server *server, const char *path, unsigned mode);
+/* Before ob_server_listen(), which then makes the socket file that user's and group's, or fails
+ * with -EPERM; (uid_t)-1 and (gid_t)-1: as it comes. There is no moment in which others than they
+ * may connect. Since 0.1. */
+void ob_server_set_socket_owner(struct ob_server *server, uid_t uid, gid_t gid);
+/*
+ * Takes connections of that user's processes only; called again: of these users'. Others are closed
+ * before a byte of them is read. The user is the one that made the connection (SO_PEERCRED), also
+ * of a descriptor that is adopted: -EACCES. -ENOSPC: 16 are allowed already. Since 0.1.
+ */
+int ob_server_allow_uid(struct ob_server *server, uid_t uid);
 /* Adopts fd: a listening socket, or one that is connected to the client. Taken, also on failure. */
 int ob_server_listen_fd(struct ob_server *server, int fd);
 

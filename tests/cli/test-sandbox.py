@@ -251,6 +251,74 @@ def _(tmp):
     assert not (tmp / "s").exists()
 
 
+# ---- Who may connect ------------------------------------------------------------------------------------------------
+
+CONNECT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from peer import Peer
+with Peer(sys.argv[2]) as peer:
+    peer.read(7, 0, 4)
+"""
+
+
+def connects(path, uid, gid=None):
+    """Whether that user's process becomes a client; else what its connection fails with."""
+    done = subprocess.run([sys.executable, "-c", CONNECT, ROOT / "tests/lib", path], user=uid, group=gid or uid,
+                          extra_groups=[], stderr=subprocess.PIPE, text=True)
+    return done.returncode == 0 or done.stderr.splitlines()[-1].partition(":")[0]
+
+
+def need_reachable_tests():
+    need_root()
+    if subprocess.run(["test", "-r", ROOT / "tests/lib/peer.py"], user=NOBODY).returncode != 0:
+        skip("the tests are out of another user's reach")
+
+
+@case("socket-owner-may-connect-and-others-may-not")
+def _(tmp):
+    need_reachable_tests()
+    tmp.chmod(0o755)
+    for words, owner, mode in ((["--socket-owner=12345"], (12345, os.getegid()), 0o600),
+                               (["--socket-owner=12345:54321", "--socket-mode=660"], (12345, 54321), 0o660),
+                               (["--socket-owner=:54321", "--socket-mode=060"], (os.geteuid(), 54321), 0o060)):
+        with Server("null", tmp / "s", *words) as server:
+            there = (tmp / "s").stat()
+            assert ((there.st_uid, there.st_gid), there.st_mode & 0o7777) == (owner, mode), words
+            assert connects(tmp / "s", 12345) == (True if owner[0] == 12345 else "PermissionError"), words
+            assert connects(tmp / "s", 777, 54321) == (True if mode & 0o060 else "PermissionError"), words
+            assert connects(tmp / "s", 777) == "PermissionError", words
+            assert server.end(signal.SIGTERM)[0] == 0
+
+
+@case("allow-uid-takes-clients-of-these-users-only")
+def _(tmp):
+    need_reachable_tests()
+    tmp.chmod(0o755)
+    with Server("null", tmp / "s", "--socket-mode=666", "--allow-uid=12345", "--allow-uid", "root") as server:
+        assert connects(tmp / "s", 12345) is True
+        assert connects(tmp / "s", 0) is True
+        assert connects(tmp / "s", 777) in ("ConnectionError", "ConnectionResetError", "BrokenPipeError")
+        said = server.wait_for_line(" refused: ")
+        assert re.fullmatch(r"outboard serve null: process \d+ refused: its user 777 is not allowed\n", said), said
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+@case("wrong-owners-and-users-are-refused")
+def _(tmp):
+    refused(2, "there is no user 'no-such-user'", "null", tmp / "s", "--socket-owner=no-such-user")
+    refused(2, "there is no group ''", "null", tmp / "s", "--socket-owner=root:")
+    refused(2, "--socket-owner takes USER, USER:GROUP or :GROUP, not ''", "null", tmp / "s", "--socket-owner=")
+    refused(2, "--socket-owner is for a path", "null", "--fd", "0", "--socket-owner=root")
+    refused(2, "there is no user '-1'", "null", tmp / "s", "--allow-uid=-1")
+    refused(2, "--allow-uid can be given 16 times", "null", tmp / "s", *["--allow-uid=1"] * 17)
+    if os.geteuid() == 0 and subprocess.run(["test", "-x", OUTBOARD], user=NOBODY).returncode == 0:
+        tmp.chmod(0o777)
+        refused(1, "you may not give a socket to that user or group: only root may", "null", tmp / "s",
+                "--socket-owner=root", user=NOBODY, group=NOBODY, extra_groups=[])
+    assert not list(tmp.iterdir())
+
+
 # ---- The list of system calls ---------------------------------------------------------------------------------------
 
 def annotated(folders):

@@ -4,6 +4,7 @@
 #include "peer.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
@@ -166,6 +167,76 @@ TEST(lobby_full, "oldest-silent-connection-makes-room")
     for (int i = 0; i < 9; i++)
         peer_close(&silent[i]);
     peer_close(&peer);
+    ob_server_free(server);
+}
+
+/* ---- Who may connect ---------------------------------------------------------------------- */
+
+TEST(allowed_uid, "only-allowed-users-are-taken")
+{
+    struct memory_device device;
+    struct ob_server *server = memory_device_server(&device);
+    char line[100];
+    struct peer peer;
+    int fds[2];
+
+    CHECK_INT(ob_server_allow_uid(server, geteuid() + 1), 0);
+    CHECK_INT(ob_server_listen(server, peer_socket_path(), 0), 0);
+    peer_connect(&peer, server);
+    peer_expect_close(&peer);
+    snprintf(line, sizeof(line), "process %d refused: its user %u is not allowed", getpid(),
+             geteuid());
+    CHECK_STR(device.log, line);
+    peer_close(&peer);
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    CHECK_INT(ob_server_allow_uid(server, geteuid()), 0);
+    peer_attach(&peer, server);
+    CHECK_INT(device.attached, 1);
+    peer_close(&peer);
+    ob_server_free(server);
+
+    server = memory_device_server(&device);
+    CHECK_INT(ob_server_allow_uid(server, geteuid() + 1), 0);
+    CHECK_INT(ob_server_listen_fd(server, fds[0]), -EACCES);
+    close(fds[1]);
+    for (unsigned i = 1; i < 16; i++)
+        CHECK_INT(ob_server_allow_uid(server, i), 0);
+    CHECK_INT(ob_server_allow_uid(server, 16), -ENOSPC);
+    ob_server_free(server);
+}
+
+static unsigned lines, left_out;
+
+static void count_lines(void *opaque, enum ob_log_level level, const char *line)
+{
+    unsigned n;
+
+    (void)opaque, (void)level;
+    lines++;
+    if (sscanf(line, "%u more lines like these were left out", &n) == 1)
+        left_out += n;
+}
+
+TEST(few_lines, "who-is-refused-again-and-again-does-not-fill-the-log")
+{
+    const struct ob_server_ops ops = { .size = sizeof(ops), .log = count_lines };
+    struct ob_server *server = ob_server_new(&ops, NULL);
+    int64_t start_ms = test_now_ms();
+    unsigned refused = 0;
+    struct peer peer;
+
+    CHECK(server);
+    CHECK_INT(ob_server_allow_uid(server, geteuid() + 1), 0);
+    CHECK_INT(ob_server_listen(server, peer_socket_path(), 0), 0);
+    while (left_out == 0 && test_now_ms() - start_ms < 20000) {
+        peer_connect(&peer, server);
+        peer_expect_close(&peer);
+        peer_close(&peer);
+        refused++;
+    }
+    CHECK(left_out > 0);
+    CHECK(lines <= (unsigned)((test_now_ms() - start_ms) / 1000 + 1) * 9 + 1);
+    CHECK_INT(lines - 1 + left_out, refused); /* a line for each, or counted */
     ob_server_free(server);
 }
 

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -50,6 +51,62 @@ static void make_stale(const char *path)
 
     CHECK_INT(fd < 0 ? fd : 0, 0);
     close(fd);
+}
+
+/* What the files of sockets may be used for, and by whom, when they come into being. */
+static unsigned modes_at_bind, binds;
+
+int bind(int fd, const struct sockaddr *addr, socklen_t len)
+{
+    long rc = syscall(SYS_bind, fd, addr, len);
+    struct stat st;
+
+    if (rc == 0 && addr->sa_family == AF_UNIX &&
+        stat(((const struct sockaddr_un *)addr)->sun_path, &st) == 0) {
+        modes_at_bind |= st.st_mode & 07777;
+        binds++;
+    }
+    return (int)rc;
+}
+
+TEST(never_open, "a-socket-is-nobodys-before-it-has-its-owner-and-permissions")
+{
+    const char *path = path_of("s");
+    struct stat st;
+
+    umask(0);
+    for (unsigned mode = 0600; mode <= 0666; mode += 066) {
+        int fd = ob_socket_listen_owned(path, mode, getuid(), getgid(), 4);
+        CHECK(fd >= 0);
+        CHECK_INT(stat(path, &st), 0);
+        CHECK_INT(st.st_mode & 07777, mode);
+        close(fd);
+    }
+    CHECK_INT(binds, 2);
+    CHECK_INT(modes_at_bind, 0);
+}
+
+TEST(owner, "a-socket-gets-the-owner-that-is-asked-for-or-is-not-made")
+{
+    const char *path = path_of("s");
+    struct stat st;
+    int fd;
+
+    if (geteuid() != 0)
+        test_skip("only root can give files away");
+    fd = ob_socket_listen_owned(path, 0660, 12345, (gid_t)-1, 4);
+    CHECK(fd >= 0);
+    CHECK_INT(stat(path, &st), 0);
+    CHECK_INT(st.st_uid, 12345);
+    CHECK_INT(st.st_gid, getegid());
+    CHECK_INT(st.st_mode & 07777, 0660);
+    close(fd);
+    CHECK_INT(chmod(test_tmpdir(), 0777), 0);
+    CHECK_INT(seteuid(12345), 0);
+    CHECK_INT(unlink(path), 0);
+    CHECK_INT(ob_socket_listen_owned(path, 0660, 0, (gid_t)-1, 4), -EPERM);
+    CHECK_INT(seteuid(0), 0);
+    CHECK_INT(count_entries(), 0);
 }
 
 TEST(listens, "listens-with-the-mode-and-nothing-else-left")
