@@ -30,7 +30,8 @@ struct ob_dirty_chunk {
 /* What is reported: a bit for each page of the range. */
 struct report {
     uint64_t first, last; /* bytes of the range */
-    uint64_t page_size;
+    uint64_t page_size;   /* a power of two */
+    unsigned shift;       /* of it */
     uint64_t *bitmap;
 };
 
@@ -206,6 +207,12 @@ void ob_dirty_fini(struct ob_dirty *dirty)
 
 /* ---- Reports ------------------------------------------------------------------------------ */
 
+static struct report make_report(uint64_t first, uint64_t last, uint64_t page_size,
+                                 uint64_t *bitmap)
+{
+    return (struct report){ first, last, page_size, (unsigned)__builtin_ctzll(page_size), bitmap };
+}
+
 /* [first, last] was written. What is held may change while it is read, and then be no range. */
 static void add(const struct report *r, uint64_t first, uint64_t last)
 {
@@ -215,22 +222,50 @@ static void add(const struct report *r, uint64_t first, uint64_t last)
         first = r->first;
     if (last > r->last)
         last = r->last;
-    set_bits(r->bitmap, (first - r->first) / r->page_size, (last - r->first) / r->page_size);
+    set_bits(r->bitmap, (first - r->first) >> r->shift, (last - r->first) >> r->shift);
 }
 
-/* A granule that lies in the range is clean from now on; of one that only reaches into it, the
- * other part has not been reported. */
+/* How many granules from this one on lie wholly in the same page. */
+static uint64_t granules_in_page(const struct report *r, uint64_t first)
+{
+    uint64_t left;
+
+    if (first < r->first)
+        return 1;
+    left = r->page_size - ((first - r->first) & (r->page_size - 1));
+    return left < GRANULE ? 1 : left / GRANULE;
+}
+
+/* A bit for each granule that lies wholly in the range, of the 64 from base on. */
+static uint64_t granules_in_range(const struct report *r, uint64_t base)
+{
+    uint64_t skip = base < r->first ? (r->first - base + GRANULE_MASK) / GRANULE : 0, end = 0;
+
+    if (r->last >= base)
+        end = (r->last - base) / GRANULE + ((r->last - base) % GRANULE == GRANULE_MASK);
+    if (skip >= 64 || end <= skip)
+        return 0;
+    return ~0ull << skip & (end >= 64 ? ~0ull : ~(~0ull << end));
+}
+
+/*
+ * A granule that lies in the range is clean from now on; of one that only reaches into it, the
+ * other part has not been reported. A page is added once, not once for each of its granules: the
+ * client waits for its report, and everybody else for the client's.
+ */
 static void take_word(struct ob_dirty_chunk *chunk, unsigned word, const struct report *r)
 {
-    for (uint64_t left = chunk->bits[word]; left; left &= left - 1) {
-        unsigned bit = (unsigned)__builtin_ctzll(left);
-        uint64_t first = chunk->number * CHUNK_BYTES + ((uint64_t)word * 64 + bit) * GRANULE;
-        uint64_t last = first | GRANULE_MASK;
+    uint64_t base = chunk->number * CHUNK_BYTES + (uint64_t)word * 64 * GRANULE;
+    uint64_t left = chunk->bits[word];
 
-        add(r, first, last);
-        if (first >= r->first && last <= r->last)
-            chunk->bits[word] &= ~(1ull << bit);
+    while (left) {
+        unsigned bit = (unsigned)__builtin_ctzll(left);
+        uint64_t first = base + bit * (uint64_t)GRANULE, n = granules_in_page(r, first);
+
+        add(r, first, first | GRANULE_MASK);
+        left &= n < 64 - bit ? ~0ull << (bit + n) : 0;
     }
+    chunk->bits[word] &= ~granules_in_range(r, base);
 }
 
 static void take_chunks(struct ob_dirty *dirty, const struct report *r)
@@ -247,7 +282,7 @@ void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uin
                    bool mapped, void *bitmap)
 {
     struct ob_dirty *dirty = &server->dirty;
-    const struct report r = { address, address + (len - 1), page_size, bitmap };
+    const struct report r = make_report(address, address + (len - 1), page_size, bitmap);
     const struct ob_dma_map *map;
     struct ob_dma_hold hold;
 
@@ -268,7 +303,7 @@ void ob_dirty_take(struct ob_server *server, uint64_t address, uint64_t len, uin
 void ob_dirty_forget(struct ob_dirty *dirty, uint64_t first, uint64_t last)
 {
     uint64_t bits = 0; /* pages as large as this need no more */
-    const struct report r = { first, last, (uint64_t)1 << 63, &bits };
+    const struct report r = make_report(first, last, (uint64_t)1 << 63, &bits);
 
     if (!is_on(dirty))
         return;

@@ -4,7 +4,7 @@
 #include "peer.h"
 
 #include <errno.h>
-#include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PAGE  4096u
@@ -362,4 +362,109 @@ TEST(bounded, "more-than-can-be-accounted-for-is-all-dirty")
     CHECK_INT(report(&f, BASE, SIZE, PAGE, bitmap), 0);
     CHECK_INT(count(bitmap, 1024), 0);
     end(&f);
+}
+
+/* ---- Against a model ---------------------------------------------------------------------- */
+
+static uint32_t state_of_random;
+
+static uint64_t random_below(uint64_t n)
+{
+    state_of_random = state_of_random * 1664525u + 1013904223u;
+    return (state_of_random >> 8) % n;
+}
+
+/* Which bytes of the memory were written, a flag for each granule of 4 KiB of addresses. */
+static bool model[PAGES + 1];
+
+static void write_somewhere(struct fixture *f)
+{
+    static const uint8_t data[70000];
+    uint64_t at = random_below(SIZE - sizeof(data)), len = 1 + random_below(sizeof(data));
+
+    CHECK_INT(ob_dma_write(f->server, BASE + at, data, len), 0);
+    for (uint64_t i = (BASE + at) / PAGE; i <= (BASE + at + len - 1) / PAGE; i++)
+        model[i - BASE / PAGE] = true;
+}
+
+/* What is reported of a range that begins and ends anywhere, and what is clean then. */
+static void compare_report(struct fixture *f)
+{
+    static uint8_t bitmap[1 << 20];
+    uint64_t page_size = 1ull << (9 + random_below(13)), at = random_below(SIZE);
+    uint64_t first = BASE + at, len = 1 + random_below(SIZE - at);
+    bool expected[SIZE / 512 + 1] = { false };
+
+    CHECK_INT(report(f, first, len, page_size, bitmap), 0);
+    for (uint64_t g = first / PAGE; g <= (first + len - 1) / PAGE; g++) {
+        uint64_t from = g * PAGE < first ? first : g * PAGE;
+        uint64_t to = (g + 1) * PAGE > first + len ? first + len : (g + 1) * PAGE;
+
+        if (!model[g - BASE / PAGE])
+            continue;
+        for (uint64_t i = (from - first) / page_size; i <= (to - 1 - first) / page_size; i++)
+            expected[i] = true;
+        if (from == g * PAGE && to == (g + 1) * PAGE)
+            model[g - BASE / PAGE] = false;
+    }
+    for (uint64_t i = 0; i <= (len - 1) / page_size; i++)
+        if (bit(bitmap, i) != expected[i])
+            test_fail(__FILE__, __LINE__, "page %u of %u bytes from 0x%llx on is %d", (unsigned)i,
+                      (unsigned)page_size, (unsigned long long)first, bit(bitmap, i));
+}
+
+TEST(random_reports, "reports-of-random-ranges-and-page-sizes-have-what-was-written")
+{
+    struct fixture f;
+
+    start(&f);
+    CHECK_INT(logging_start(&f, PAGE, NULL), 0);
+    for (unsigned i = 0; i < 2000; i++) {
+        if (random_below(3))
+            write_somewhere(&f);
+        compare_report(&f);
+    }
+    end(&f);
+}
+
+/* ---- Time --------------------------------------------------------------------------------- */
+
+static int64_t cpu_us(void)
+{
+    struct timespec ts;
+
+    CHECK_INT(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts), 0);
+    return ts.tv_sec * 1000000ll + ts.tv_nsec / 1000;
+}
+
+/* Half a tebibyte, all that can be accounted for, is marked; what the report of len takes. */
+static int64_t time_report(struct fixture *f, uint64_t len, uint64_t page_size)
+{
+    static uint8_t bitmap[1 << 20];
+    struct ob_dma_ref ref;
+    int64_t start_us;
+
+    CHECK_INT(ob_dma_get(f->server, 1ull << 40, 1ull << 39, OB_DMA_WRITE, &ref), 0);
+    ob_dma_put(f->server, &ref);
+    start_us = cpu_us();
+    CHECK_INT(report(f, 1ull << 40, len, page_size, bitmap), 0);
+    return cpu_us() - start_us;
+}
+
+/* The more a report is about, the coarser it has to be: that may not take longer than a fine one.
+ */
+TEST(takes_no_longer, "a-report-of-everything-takes-no-longer-than-the-finest-one")
+{
+    int fd = peer_memfd(1ull << 39);
+    struct fixture f;
+    int64_t fine_us;
+
+    start(&f);
+    CHECK_INT(peer_map(&f.peer, 1ull << 40, 1ull << 39, OB_DMA_READ | OB_DMA_WRITE, fd, 0), 0);
+    CHECK_INT(logging_start(&f, PAGE, NULL), 0);
+    fine_us = time_report(&f, 8ull * OB_DATA_XFER_MAX / 2 * PAGE, PAGE);
+    for (unsigned shift = 17; shift < 63; shift += 15)
+        CHECK(time_report(&f, 1ull << 39, 1ull << shift) < 5 * fine_us);
+    end(&f);
+    close(fd);
 }
