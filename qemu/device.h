@@ -228,6 +228,9 @@ void obq_irq_update(ObPci *d);
 void obq_irq_stop(ObPci *d);
 /* INTx, whatever config space still says: the state after a reset. */
 void obq_irq_start_intx(ObPci *d);
+/* Whether an eventfd that the server has was signalled; takes the signal. Never blocks, which
+ * event_notifier_test_and_clear() does if the server wants it. */
+bool obq_event_take(EventNotifier *n);
 
 /* irq_intx.c */
 void obq_intx_start(ObPci *d);

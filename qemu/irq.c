@@ -6,6 +6,23 @@
  */
 #include "device.h"
 
+#include <poll.h>
+#include <sys/uio.h>
+
+/* The server has the same open file: it can make it a blocking one, and empty it before us. */
+bool obq_event_take(EventNotifier *n)
+{
+    struct pollfd signalled = { .fd = event_notifier_get_fd(n), .events = POLLIN };
+    uint64_t count;
+    struct iovec iov = { &count, sizeof(count) };
+    ssize_t got = preadv2(signalled.fd, &iov, 1, -1, RWF_NOWAIT);
+
+    if (got < 0 && errno == EOPNOTSUPP && poll(&signalled, 1, 0) == 1) { /* before Linux 5.8 */
+        got = read(signalled.fd, &count, sizeof(count));
+    }
+    return got == sizeof(count);
+}
+
 static void irq_start(ObPci *d, ObIrqMode mode)
 {
     d->irq_mode = mode;
@@ -65,7 +82,7 @@ static void err_cb(EventNotifier *n)
 {
     ObPci *d = container_of(n, ObPci, events[0]);
 
-    if (event_notifier_test_and_clear(n)) {
+    if (obq_event_take(n)) {
         obq_link_complain(d, "the server reports an unrecoverable error of the device");
     }
 }
@@ -75,7 +92,7 @@ static void req_cb(EventNotifier *n)
     ObPci *d = container_of(n, ObPci, events[1]);
     Error *err = NULL;
 
-    if (!event_notifier_test_and_clear(n)) {
+    if (!obq_event_take(n)) {
         return;
     }
     qdev_unplug(DEVICE(d), &err);

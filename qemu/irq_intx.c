@@ -25,7 +25,7 @@ static void raised_cb(EventNotifier *n)
 {
     ObPci *d = container_of(n, ObPci, intx.notifier);
 
-    if (!event_notifier_test_and_clear(n)) {
+    if (!obq_event_take(n)) {
         return;
     }
     d->intx.pending = true;
@@ -40,7 +40,7 @@ static void eoi_cb(EventNotifier *n)
 {
     ObPci *d = container_of(n, ObPci, intx.unmask);
 
-    if (event_notifier_test_and_clear(n)) {
+    if (obq_event_take(n)) {
         obq_link_control(d, obq_link_unmask_intx(d, false), "unmasking INTx");
     }
 }

@@ -31,7 +31,7 @@ static void vector_cb(EventNotifier *n)
 {
     ObVector *v = container_of(n, ObVector, notifier);
 
-    if (event_notifier_test_and_clear(n)) {
+    if (obq_event_take(n)) {
         vector_deliver(v);
     }
 }
@@ -150,7 +150,7 @@ void obq_msi_poll(ObPci *d, unsigned start, unsigned end)
     for (unsigned i = start; i < end && i < d->nvectors; i++) {
         ObVector *v = &d->vectors[i];
 
-        if (v->armed && !v->irqfd && event_notifier_test_and_clear(&v->notifier)) {
+        if (v->armed && !v->irqfd && obq_event_take(&v->notifier)) {
             vector_deliver(v);
         }
     }

@@ -252,6 +252,35 @@ def need_kvm():
         skip(f"no KVM: {why.strerror}")
 
 
+@case("server-that-makes-the-eventfds-block-does-not-stop-the-machine")
+def _(tmp):
+    """They are one open file here and there: O_NONBLOCK is what either side says."""
+    with interrupting(tmp) as fake, Qemu(tmp, *device(tmp / "s")) as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+        msix = Msix(vm, pci)
+        msix.control(True)
+        for fd in fake.eventfds.values():
+            os.set_blocking(fd, True)
+        assert msix.pending() == 0
+        for _ in range(1000):  # signalled, and taken back before QEMU comes to it, or after
+            fake.trigger(MSIX, 1)
+            os.set_blocking(fake.eventfds[MSIX, 1], False)
+            try:
+                os.eventfd_read(fake.eventfds[MSIX, 1])
+            except BlockingIOError:
+                pass
+            os.set_blocking(fake.eventfds[MSIX, 1], True)
+        assert vm.qmp("query-status")["running"]
+        fake.trigger(MSIX, 2)
+        wait_for(lambda: msix.pending() & 1 << 2)
+        msix.control(False)
+        for fd in fake.eventfds.values():
+            os.set_blocking(fd, True)
+        fake.trigger(INTX)
+        wait_for(pci.intx)
+
+
 @case("kvm-takes-unmasked-vectors-and-we-the-masked")
 def _(tmp):
     need_kvm()
