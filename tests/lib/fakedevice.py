@@ -145,6 +145,12 @@ class FakeDevice:
 
     def _serve(self, msg_id, cmd, flags, _error, payload, fds):
         assert flags & 15 == 0, "an unexpected reply"
+        reply, out_fds = self.reply_to(msg_id, cmd, flags, payload, fds)
+        if reply:
+            self.send(reply, out_fds)
+
+    def reply_to(self, msg_id, cmd, flags, payload, fds):
+        """The command done: the reply as bytes (none where none is due), and its fds."""
         self.log.append((cmd, payload))
         self.no_reply = bool(flags & 0x10)
         out_fds, error, reply = [], 0, b""
@@ -155,9 +161,11 @@ class FakeDevice:
         if isinstance(reply, tuple):
             reply, out_fds = reply
         if reply is None or flags & 0x10:
-            return
-        header = HEADER.pack(msg_id, cmd, HEADER.size + len(reply), 0x21 if error else 1, error)
-        socket.send_fds(self.connection, [header + reply], out_fds) if out_fds else self.connection.sendall(header + reply)
+            return b"", []
+        return HEADER.pack(msg_id, cmd, HEADER.size + len(reply), 0x21 if error else 1, error) + reply, out_fds
+
+    def send(self, data, fds=()):
+        socket.send_fds(self.connection, [data], fds) if fds else self.connection.sendall(data)
 
     def answer(self, cmd, payload, fds):
         """The reply's payload, or that and fds, or None for no reply."""
