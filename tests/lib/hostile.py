@@ -130,7 +130,7 @@ def then_leaves(make):
 
 def late(device, reply, fds):
     """After the deadline, which is when the client says something else, or leaves."""
-    device.connection.settimeout(1)
+    device.connection.settimeout(0.4)
     try:
         if not device.connection.recv(1, socket.MSG_PEEK):
             raise Gone

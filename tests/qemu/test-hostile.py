@@ -20,7 +20,7 @@ FEATURE, ROM = 16, 6
 SLOT, OTHER_SLOT, MSIX_CAP = 6, 5, 0x40
 PAM = 0x5A  # in the host bridge: whether 0xc0000 is RAM
 ALL_ONES = 0xFFFFFFFF
-SHORT_MS, LONG_MS = 250, 20000
+SHORT_MS, LONG_MS = 150, 20000
 SLOWEST_S = 3  # of what takes milliseconds; whoever waited for the server would take LONG_MS
 
 PLUGGING = [
