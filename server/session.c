@@ -294,8 +294,8 @@ void ob_session_attach(struct ob_session *session)
 
     session->source->ready = session_ready;
     session->source->opaque = session;
-    ob_source_mod(server, session->source, EPOLLIN);
     server->session = session;
+    ob_session_rearm(session); /* the answer to VERSION may still be queued */
     session->ch.ahead = OB_AHEAD_SERVER;
     ob_log(server, OB_LOG_INFO, "client attached (process %d)", (int)session->pid);
     if (server->ops.client)

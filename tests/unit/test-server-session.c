@@ -70,6 +70,34 @@ TEST(version_bare, "version-without-json-is-answered-without")
     ob_server_free(server);
 }
 
+/* What filled the socket was sent by who handed it over. */
+TEST(version_jammed, "version-is-answered-later-where-the-socket-is-full")
+{
+    const struct ob_wire_version version = { 0 };
+    struct memory_device device;
+    struct ob_server *server = memory_device_server(&device);
+    struct ob_msg *reply;
+    struct peer peer;
+    char bytes[4096];
+    int fds[2];
+
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    while (send(fds[0], bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+        ;
+    CHECK_INT(ob_server_listen_fd(server, fds[0]), 0);
+    peer_adopt(&peer, server, fds[1]);
+    peer_send(&peer, OB_CMD_VERSION, OB_HDR_COMMAND, &version, sizeof(version), NULL, 0);
+    peer_settle(server);
+    CHECK(ob_server_attached(server));
+    while (recv(fds[1], bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+        ;
+    reply = peer_receive(&peer);
+    CHECK_INT(reply->hdr.cmd, OB_CMD_VERSION);
+    ob_msg_free(reply);
+    peer_close(&peer);
+    ob_server_free(server);
+}
+
 TEST(version_fd, "version-with-fds-is-answered-and-they-are-closed")
 {
     struct memory_device device;
