@@ -333,20 +333,25 @@ int ob_server_allow_uid(struct ob_server *server, uid_t uid)
 
 int ob_server_listen(struct ob_server *server, const char *path, unsigned mode)
 {
+    char *copy = strdup(path);
     struct stat st;
-    int fd, rc;
+    int rc;
 
-    fd = ob_socket_listen_owned(path, mode ? mode : 0600, server->socket_uid, server->socket_gid,
+    if (!copy)
+        return -ENOMEM;
+    rc = ob_socket_listen_owned(path, mode ? mode : 0600, server->socket_uid, server->socket_gid,
                                 (int)OB_LOBBY_MAX);
-    if (fd < 0)
-        return fd;
-    rc = add_listener(server, fd);
+    if (rc >= 0) {
+        rc = add_listener(server, rc);
+        if (rc < 0)
+            unlink(path);
+    }
     if (rc < 0) {
-        unlink(path);
+        free(copy);
         return rc;
     }
-    server->path = strdup(path);
-    if (server->path && stat(path, &st) == 0) {
+    server->path = copy;
+    if (stat(path, &st) == 0) {
         server->path_dev = st.st_dev;
         server->path_ino = st.st_ino;
     }
