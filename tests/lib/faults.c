@@ -28,7 +28,8 @@
 enum { SHORT = -1, FDS_LOST = -2 };
 
 static struct {
-    bool active;
+    atomic_bool active;
+    atomic_bool held;
     enum fault_side side;
     unsigned classes, nth, outcome;
     atomic_uint calls;
@@ -54,6 +55,11 @@ void faults_enter(void)
 void faults_leave(void)
 {
     inside = false;
+}
+
+void faults_hold(bool hold)
+{
+    plan.held = hold;
 }
 
 bool faults_hit(void)
@@ -93,7 +99,7 @@ static int next(const char *name, unsigned class, const int *outcomes, const voi
     unsigned n = 0;
 
     if (!plan.active || !(class & plan.classes) ||
-        (plan.side == FAULTS_MAIN ? !is_main || !inside : is_main))
+        (plan.side == FAULTS_MAIN ? !is_main || !inside : is_main || plan.held))
         return 0;
     if (atomic_fetch_add(&plan.calls, 1) + 1 != plan.nth)
         return 0;
@@ -269,16 +275,16 @@ REPLACE(int, epoll_ctl, (int fd, int op, int target, struct epoll_event *event))
     return fails(error) ? -1 : __real_epoll_ctl(fd, op, target, event);
 }
 
-/* The same; and all commands that are used have an int, or nothing. */
+/* The same; and what a command has besides fits a pointer. */
 int __real_fcntl64(int fd, int cmd, ...);
 int __wrap_fcntl64(int fd, int cmd, ...);
 int __wrap_fcntl64(int fd, int cmd, ...)
 {
     va_list ap;
-    int value;
+    void *value;
 
     va_start(ap, cmd);
-    value = va_arg(ap, int);
+    value = va_arg(ap, void *);
     va_end(ap);
     return fails(cmd == F_DUPFD_CLOEXEC ? NEXT("fcntl", FAULT_KERNEL, EMFILE) : 0)
                ? -1

@@ -29,6 +29,8 @@ enum fault_class {
 void faults_init(void);
 void faults_enter(void);
 void faults_leave(void);
+/* Calls of the other threads do not count meanwhile. */
+void faults_hold(bool hold);
 
 /*
  * Runs round() without a fault, then for each call of these classes that a round makes, and each
