@@ -491,7 +491,7 @@ TEST_TIMEOUT(bounded, "registers-answer-while-memory-is-read", 120)
     struct nvme_host h = { 0 };
     struct nvme_sqe read;
     struct nvme_cqe cqe;
-    int64_t longest = 0;
+    int64_t longest = 0, start;
 
     host_start(&h, "--queues=64", "mem:4M");
     for (uint16_t qid = 2; qid <= 64; qid++)
@@ -500,6 +500,7 @@ TEST_TIMEOUT(bounded, "registers-answer-while-memory-is-read", 120)
     for (uint16_t qid = 1; qid <= 64; qid++)
         for (unsigned i = 0; i < 32; i++)
             host_put(&h, qid, read);
+    start = test_now_ms();
     for (uint16_t qid = 1; qid <= 64; qid++)
         host_ring(&h, qid);
     for (unsigned i = 0; i < 20; i++) {
@@ -512,7 +513,8 @@ TEST_TIMEOUT(bounded, "registers-answer-while-memory-is-read", 120)
     for (uint16_t qid = 1; qid <= 64; qid++)
         for (unsigned i = 0; i < 32; i++)
             CHECK_INT(host_wait(&h, qid, &cqe), 0);
-    CHECK(longest < 150); /* it is a few; in one step it may be 500 */
+    /* It is a few; in one step it is nearly all of the time. */
+    CHECK(longest < 150 || longest < (test_now_ms() - start) / 4);
     CHECK_INT(host_end(&h), 0);
 }
 

@@ -242,6 +242,11 @@ TEST_TIMEOUT(growing, "file-that-grows-all-the-time-is-let-go-at-once", 120)
     struct peer peer;
     int64_t begin;
 
+#ifdef __has_feature
+#if __has_feature(thread_sanitizer)
+    test_skip("the thread sanitizer's shadow would need more mappings than the kernel allows");
+#endif
+#endif
     peer_attach(&peer, server);
     for (uint64_t i = 0; i < 50000; i++) {
         CHECK_INT(ftruncate(fd, (off_t)((i + 1) * PAGE)), 0);
