@@ -25,8 +25,6 @@ static int ask_regions(struct ob_client *c, struct ob_identity *id)
 {
     int rc = 0;
 
-    for (uint32_t i = 0; i < id->info.num_regions; i++)
-        id->regions[i].fd = -1;
     for (uint32_t i = 0; rc == 0 && i < id->info.num_regions; i++) {
         rc = ob_client_region_info(c, i, &id->regions[i]);
         if (ob_err_class(rc) == OB_ERR_PEER)
@@ -63,6 +61,8 @@ int ob_identity_ask(struct ob_client *c, struct ob_identity *out)
         return rc;
     id.regions = calloc(id.info.num_regions + 1, sizeof(*id.regions));
     id.irqs = calloc(id.info.num_irqs + 1, sizeof(*id.irqs));
+    for (uint32_t i = 0; id.regions && i < id.info.num_regions; i++)
+        id.regions[i].fd = -1;
     rc = id.regions && id.irqs ? ask_regions(c, &id) : -ENOMEM;
     if (rc == 0)
         rc = ask_config(c, &id);

@@ -25,6 +25,7 @@
 struct session {
     struct served card;
     bool single_socket; /* no second one for DMA messages */
+    bool reconnect;     /* a connection that dies is made again */
     char path[100];
     int ram_fd, irq;
     uint8_t *ram;
@@ -66,6 +67,8 @@ static bool may_repeat(struct session *s, const char *call, int rc)
 
     if (!faults_hit())
         test_fail(__FILE__, __LINE__, "%s: %d without a fault", call, rc);
+    if (s->reconnect && ob_client_await(s->card.client, 20000) == 0 && class == OB_ERR_TRANSPORT)
+        return s->failures++ == 0;
     if (!ob_client_connected(s->card.client)) {
         CHECK(ob_client_error(s->card.client) && *ob_client_error(s->card.client));
         return false;
@@ -324,6 +327,7 @@ static void connect_client(struct session *s)
                                                .dma_read = dma_read,
                                                .dma_write = dma_write,
                                                .single_socket = s->single_socket,
+                                               .reconnect_ms = s->reconnect ? 20000 : 0,
                                                .opaque = s };
 
     for (unsigned tries = 0;; tries++) {
@@ -423,9 +427,9 @@ static void run_session(void *opaque)
     CHECK(access(s->path, F_OK) < 0);
 }
 
-static void try_all(enum fault_side side, bool single_socket)
+static void try_all(enum fault_side side, bool single_socket, bool reconnect)
 {
-    struct session s = { .single_socket = single_socket };
+    struct session s = { .single_socket = single_socket, .reconnect = reconnect };
 
     faults_init();
     snprintf(s.path, sizeof(s.path), "%s/edu.sock", test_tmpdir());
@@ -443,20 +447,30 @@ static void try_all(enum fault_side side, bool single_socket)
 
 TEST_TIMEOUT(client, "client-survives-each-failing-call", 120)
 {
-    try_all(FAULTS_MAIN, false);
+    try_all(FAULTS_MAIN, false, false);
 }
 
 TEST_TIMEOUT(client_single, "client-with-one-socket-survives-each-failing-call", 120)
 {
-    try_all(FAULTS_MAIN, true);
+    try_all(FAULTS_MAIN, true, false);
 }
 
 TEST_TIMEOUT(server, "server-survives-each-failing-call", 120)
 {
-    try_all(FAULTS_OTHERS, false);
+    try_all(FAULTS_OTHERS, false, false);
 }
 
 TEST_TIMEOUT(server_single, "server-with-one-socket-survives-each-failing-call", 120)
 {
-    try_all(FAULTS_OTHERS, true);
+    try_all(FAULTS_OTHERS, true, false);
+}
+
+TEST_TIMEOUT(client_reconnects, "client-that-reconnects-survives-each-failing-call", 120)
+{
+    try_all(FAULTS_MAIN, false, true);
+}
+
+TEST_TIMEOUT(server_reconnects, "server-of-one-that-reconnects-survives-each-failing-call", 120)
+{
+    try_all(FAULTS_OTHERS, false, true);
 }
