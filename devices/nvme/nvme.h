@@ -389,6 +389,15 @@ int nvme_migration_init(struct nvme_ctrl *c);
 /* The device was reset, or ends. */
 void nvme_migration_end(struct nvme_ctrl *c);
 
+/* ---- state.c ------------------------------------------------------------------------------- */
+
+/* Puts the state into c->state. The doorbells have been written until now; from here on they are
+ * part of it. 0 or -ENOMEM. */
+int nvme_state_save(struct nvme_ctrl *c);
+/* Makes what is in c->state the state, when it is that of a controller like this one. What fails
+ * half way leaves a controller that was reset. 0 or a negative errno. */
+int nvme_state_load(struct nvme_ctrl *c);
+
 /* ---- options.c ----------------------------------------------------------------------------- */
 
 extern const struct option nvme_long_options[];
