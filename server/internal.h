@@ -399,6 +399,8 @@ bool ob_pci_state_ok(struct ob_server *server, const void *state, size_t len);
 void ob_pci_state_set(struct ob_server *server, const void *state);
 /* Registers of capabilities that follow the device's state. */
 void ob_pci_caps_refresh(struct ob_server *server);
+/* Tells the device that its config space or MSI-X table is another now. */
+void ob_pci_changed(struct ob_server *server);
 /* Resets config space, MSI-X table and device. */
 int ob_pci_reset(struct ob_server *server);
 void ob_pci_fini(struct ob_server *server);

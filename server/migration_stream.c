@@ -279,3 +279,38 @@ void ob_stream_apply(const struct ob_stream *s)
 {
     ob_pci_state_set(s->server, s->pci);
 }
+
+/* ---- Without a client --------------------------------------------------------------------- */
+
+int64_t ob_server_save(struct ob_server *server, const struct ob_migration_ops *ops, void *data,
+                       uint32_t size)
+{
+    struct ob_stream *s = ob_stream_new(server, ops);
+    int64_t n = s ? ob_stream_read(s, data, size, true) : -ENOMEM;
+
+    if (n == size && (s->phase != AT_END || s->pos != s->len))
+        n = -ENOSPC;
+    ob_stream_free(s);
+    return n;
+}
+
+int ob_server_load(struct ob_server *server, const struct ob_migration_ops *ops, const void *data,
+                   uint32_t len)
+{
+    struct ob_stream *s = server->session ? NULL : ob_stream_new(server, ops);
+    int rc;
+
+    if (!s)
+        return server->session ? -EBUSY : -ENOMEM;
+    rc = ob_stream_write(s, data, len);
+    if (rc == 0)
+        rc = ob_stream_check(s);
+    if (rc == 0)
+        rc = ops->transition(server->opaque, OB_MIG_STATE_RESUMING, OB_MIG_STATE_STOP);
+    if (rc == 0) {
+        ob_stream_apply(s);
+        rc = ops->transition(server->opaque, OB_MIG_STATE_STOP, OB_MIG_STATE_RUNNING);
+    }
+    ob_stream_free(s);
+    return rc;
+}

@@ -84,7 +84,14 @@ static int access_config(void *opaque, uint64_t offset, void *data, uint32_t cou
         pci->config[offset + i] = (uint8_t)((before[offset + i] & ~mask) | (bytes[i] & mask));
     }
     written(server, (uint32_t)offset, count, before);
+    ob_pci_changed(server);
     return 0;
+}
+
+void ob_pci_changed(struct ob_server *server)
+{
+    if (server->ops.changed)
+        server->ops.changed(server->opaque);
 }
 
 uint16_t ob_pci_command(const struct ob_server *server)
@@ -103,6 +110,7 @@ int ob_pci_reset(struct ob_server *server)
     rc = server->ops.reset ? server->ops.reset(server->opaque) : 0;
     if (rc == 0)
         ob_migration_reset(server);
+    ob_pci_changed(server);
     return rc;
 }
 

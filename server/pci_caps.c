@@ -154,10 +154,12 @@ static void access_table(struct ob_server *server, uint64_t offset, uint8_t *dat
 {
     uint8_t *at = server->pci.msix_table + offset;
 
-    if (is_write)
-        memcpy(at, data, count);
-    else
+    if (!is_write) {
         memcpy(data, at, count);
+        return;
+    }
+    memcpy(at, data, count);
+    ob_pci_changed(server);
 }
 
 static void access_pba(struct ob_server *server, uint64_t offset, uint8_t *data, uint32_t count,

@@ -47,6 +47,10 @@ struct ob_server_ops {
      * again. For a device that learns of what the client did later than of the UNMASK, because
      * registers of it are mapped. NULL: what ob_server_intx() said last. */
     bool (*intx)(void *opaque);
+    /* What the library keeps of the device, and ob_server_save() saves, is another now: config
+     * space or the MSI-X table was written, or the device was reset. Called before the client gets
+     * its answer. Since 0.1. */
+    void (*changed)(void *opaque);
 };
 
 /* ops is copied; NULL: none. Returns NULL without memory or file descriptors, or when ops->size was
@@ -252,6 +256,24 @@ struct ob_migration_ops {
 /* The device can migrate. Before it is offered; it must have ob_server_ops.reset. opaque is that of
  * ob_server_new(). Since 0.1. */
 int ob_server_set_migration(struct ob_server *server, const struct ob_migration_ops *ops);
+
+/*
+ * For a device that keeps its state itself, to go on with it in another process: the same bytes
+ * that a client would read, from ops->read and of what the library keeps. At any time, also while
+ * the device runs; the migration that a client may have under way is not touched. Never blocks.
+ * Returns how many bytes; -ENOSPC: they do not fit in size; -ENOMEM; or what ops->read returned.
+ * Since 0.1.
+ */
+int64_t ob_server_save(struct ob_server *server, const struct ob_migration_ops *ops, void *data,
+                       uint32_t size);
+/*
+ * Makes that the state of this device, before it is offered: ops->write gets the device's part, and
+ * when all of it is right ops->transition goes from RESUMING to STOP, and to RUNNING. -EINVAL: no
+ * such state, or that of another device; or what the callbacks returned. After a failure the device
+ * can only be freed. Never blocks, but in the callbacks. Since 0.1.
+ */
+int ob_server_load(struct ob_server *server, const struct ob_migration_ops *ops, const void *data,
+                   uint32_t len);
 
 #ifdef __cplusplus
 }
