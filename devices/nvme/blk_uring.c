@@ -199,8 +199,8 @@ static int restrict_ring(const struct io_uring *ring)
     return 0;
 }
 
-/* Completions wait for the next system call; before Linux 5.19 they interrupt this thread. Linux 5.6
- * to 5.9 have rings that cannot be restricted. */
+/* Completions wait for the next system call; before Linux 5.19 they interrupt this thread.
+ * Linux 5.6 to 5.9 have rings that cannot be restricted. */
 static int init_ring(struct io_uring *ring, bool *restricted)
 {
     static const unsigned flags[] = {

@@ -32,15 +32,21 @@ void nvme_fatal(struct nvme_ctrl *c, const char *why)
     if (c->csts & NVME_CSTS_CFS)
         return;
     c->csts |= NVME_CSTS_CFS;
+    c->dirty = true;
     snprintf(line, sizeof(line), "controller fatal status: %s", why);
     c->log(c, OB_LOG_ERROR, line);
 }
 
-bool nvme_running(const struct nvme_ctrl *c)
+bool nvme_may_run(const struct nvme_ctrl *c)
 {
     return (c->csts & (NVME_CSTS_RDY | NVME_CSTS_CFS)) == NVME_CSTS_RDY && !c->resetting &&
            !c->paused && !c->stopped && ob_server_attached(c->server) &&
            (!c->bus_master_set || (ob_pci_command(c->server) & NVME_BUS_MASTER));
+}
+
+bool nvme_running(const struct nvme_ctrl *c)
+{
+    return !c->recovering && nvme_may_run(c);
 }
 
 /* ---- Enable and reset ---------------------------------------------------------------------- */
@@ -69,6 +75,7 @@ static void enable(struct nvme_ctrl *c)
         return;
     }
     c->csts |= NVME_CSTS_RDY;
+    c->dirty = true;
     nvme_check_temperature(c);
 }
 
@@ -84,7 +91,8 @@ static void finish_reset(struct nvme_ctrl *c)
             nvme_cq_stop(c, &c->cq[i]);
     nvme_shadow_stop(c);
     nvme_features_reset(c);
-    c->resetting = c->paused = false;
+    c->resetting = c->paused = c->recovering = false;
+    c->dirty = true;
     c->csts = c->shutting ? NVME_CSTS_SHST_OCCURRING : 0;
     c->intms = 0;
     if (c->intx)
@@ -103,6 +111,7 @@ static void shutdown_flushed(struct blk_req *req, int rc)
     if (c->lost)
         nvme_fatal(c, "the image could not be flushed");
     c->csts = (c->csts & ~NVME_CSTS_SHST_MASK) | NVME_CSTS_SHST_COMPLETE;
+    c->dirty = true;
 }
 
 bool nvme_settle(struct nvme_ctrl *c)
@@ -195,10 +204,12 @@ static void write_reg(struct nvme_ctrl *c, uint32_t offset, uint32_t value)
     switch (offset) {
     case NVME_REG_INTMS:
         c->intms |= value;
-        break;
+        nvme_file_note_intms(c); /* some drivers write it at each interrupt */
+        return;
     case NVME_REG_INTMC:
         c->intms &= ~value;
-        break;
+        nvme_file_note_intms(c);
+        return;
     case NVME_REG_CC:
         write_cc(c, value);
         break;
@@ -218,8 +229,9 @@ static void write_reg(struct nvme_ctrl *c, uint32_t offset, uint32_t value)
         set_half(&c->acq, high, value);
         break;
     default:
-        break; /* read-only or reserved */
+        return; /* read-only or reserved */
     }
+    c->dirty = true;
 }
 
 static uint32_t read_reg(const struct nvme_ctrl *c, uint32_t offset)
@@ -285,5 +297,6 @@ int nvme_reg_access(void *opaque, uint64_t offset, void *data, uint32_t count, b
         offset += part;
         count -= part;
     }
+    nvme_file_sync(c);
     return 0;
 }

@@ -13,7 +13,7 @@
  * for them. What the messages say is not used: an older one may come after a newer shadow value.
  * The admin queue has no shadow, drivers ring its doorbells always.
  */
-#include "nvme.h"
+#include "state_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -93,10 +93,12 @@ static bool changed(struct nvme_ctrl *c, const volatile uint32_t *words, unsigne
 
 static void take_tail(struct nvme_ctrl *c, struct nvme_sq *sq, uint32_t value)
 {
-    if (value < sq->ring.entries)
-        sq->tail = value;
-    else
+    if (value >= sq->ring.entries) {
         nvme_event(c, NVME_EVENT_BAD_DOORBELL_VALUE);
+        return;
+    }
+    sq->tail = value;
+    nvme_note_tail(sq);
 }
 
 /* The host cannot have taken more than was posted. */
@@ -105,10 +107,12 @@ static void take_head(struct nvme_ctrl *c, struct nvme_cq *cq, uint32_t value)
     uint32_t entries = cq->ring.entries;
     uint32_t posted = (cq->tail + entries - cq->head) % entries;
 
-    if (value < entries && (value + entries - cq->head) % entries <= posted)
-        cq->head = value;
-    else
+    if (value >= entries || (value + entries - cq->head) % entries > posted) {
         nvme_event(c, NVME_EVENT_BAD_DOORBELL_VALUE);
+        return;
+    }
+    cq->head = value;
+    nvme_note_head(cq);
 }
 
 static bool poll_queue(struct nvme_ctrl *c, const volatile uint32_t *words, unsigned qid)

@@ -35,6 +35,7 @@ void nvme_event(struct nvme_ctrl *c, uint32_t event)
             return;
     if (ev->nwaiting < NVME_EVENTS_MAX)
         ev->waiting[ev->nwaiting++] = event;
+    c->dirty = true;
     deliver(c);
 }
 

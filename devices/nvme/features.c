@@ -208,7 +208,7 @@ static uint16_t set_plain(struct nvme_cmd *cmd, const struct plain *feature)
 {
     struct nvme_ctrl *c = cmd->ctrl;
     uint32_t dw11 = cmd->sqe.dw11, *value = value_of(&c->features, feature);
-    bool flush = feature->id == NVME_FEAT_WRITE_CACHE && *value && !dw11 && !c->cfg.read_only;
+    bool flush = feature->id == NVME_FEAT_WRITE_CACHE && !dw11 && !c->cfg.read_only;
 
     if (dw11 & ~feature->valid)
         return NVME_INVALID_FIELD;
@@ -216,7 +216,8 @@ static uint16_t set_plain(struct nvme_cmd *cmd, const struct plain *feature)
     nvme_check_temperature(c);
     if (!flush)
         return NVME_OK;
-    /* What is in the cache now was promised no less than what comes. */
+    /* What is in the cache now was promised no less than what comes. Also when it is off already:
+     * this may be the command of a process that was killed before its flush was done. */
     cmd->blk = (struct blk_req){ .op = BLK_FLUSH };
     return nvme_blk_submit(cmd);
 }

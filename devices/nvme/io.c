@@ -39,6 +39,7 @@ void nvme_cache_lost(struct nvme_ctrl *c)
     if (!c->lost)
         c->log(c, OB_LOG_ERROR, "written data may be lost: every flush fails from now on");
     c->lost = true;
+    c->dirty = true;
     c->warnings |= NVME_WARN_RELIABILITY;
     if (c->features.async_event & NVME_WARN_RELIABILITY)
         nvme_event(c, NVME_EVENT_RELIABILITY);

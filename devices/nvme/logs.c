@@ -32,6 +32,7 @@ void nvme_log_error(struct nvme_ctrl *c, const struct nvme_cmd *cmd)
 
     if (code == (NVME_COMPARE_FAILURE & 0x7ff) || code == NVME_ABORT_REQUESTED || c->resetting)
         return;
+    c->dirty = true;
     memmove(&c->errors[1], &c->errors[0], sizeof(c->errors) - sizeof(c->errors[0]));
     c->errors[0] = (struct nvme_error_entry){
         .count = ++c->stats.errors,

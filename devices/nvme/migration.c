@@ -113,11 +113,7 @@ void nvme_migration_end(struct nvme_ctrl *c)
     ob_state_clear(&c->state);
 }
 
-int nvme_migration_init(struct nvme_ctrl *c)
-{
-    const struct ob_migration_ops ops = {
-        .size = sizeof(ops), .transition = transition, .read = read_state, .write = write_state
-    };
-
-    return ob_server_set_migration(c->server, &ops);
-}
+const struct ob_migration_ops nvme_state_ops = { .size = sizeof(nvme_state_ops),
+                                                 .transition = transition,
+                                                 .read = read_state,
+                                                 .write = write_state };

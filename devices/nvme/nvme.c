@@ -7,6 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#define LOCK_TIMEOUT_NS (5 * 1000000000LL)
 
 static int reset(void *opaque)
 {
@@ -17,6 +20,14 @@ static int reset(void *opaque)
 static void dma_unmap(void *opaque, uint64_t address, uint64_t size)
 {
     nvme_rings_forget(opaque, address, size); /* data pages go when their commands are done */
+}
+
+static void changed(void *opaque)
+{
+    struct nvme_ctrl *c = opaque;
+
+    c->dirty = true;
+    nvme_file_sync(c);
 }
 
 static unsigned msi_vectors(unsigned wanted)
@@ -76,6 +87,7 @@ static int build(struct nvme_ctrl *c)
                                        .client = nvme_client_changed,
                                        .dma_unmap = dma_unmap,
                                        .log = c->log,
+                                       .changed = changed,
                                        .intx = nvme_intx };
     int rc;
 
@@ -89,8 +101,8 @@ static int build(struct nvme_ctrl *c)
     if (rc < 0)
         goto no_schedule;
     rc = build_pci(c);
-    if (rc == 0)
-        rc = nvme_migration_init(c);
+    if (rc == 0 && !c->cfg.state) /* the file would not know of it */
+        rc = ob_server_set_migration(c->server, &nvme_state_ops);
     if (rc == 0)
         return 0;
     nvme_schedule_fini(c);
@@ -125,10 +137,53 @@ static void print_banner(const struct nvme_ctrl *c, char *banner, size_t size)
              c->cfg.mapped ? "mapped" : "trapped");
 }
 
+/* Requests of a server that was killed may be under way for a little longer, and hold the lock. */
+static int lock_image(struct nvme_ctrl *c, bool wait, char *errbuf, size_t size)
+{
+    static const struct timespec pause = { .tv_nsec = 10000000 };
+    int64_t deadline = nvme_now_ns() + (wait ? LOCK_TIMEOUT_NS : 0);
+    int rc;
+
+    while ((rc = blk_lock(c->blk, errbuf, size)) == -EBUSY && nvme_now_ns() < deadline)
+        nanosleep(&pause, NULL);
+    return rc < 0 ? 1 : 0;
+}
+
+/* What can be made only where the server is, or ends with it. */
+static void take_down(struct nvme_ctrl *c, struct nvme_state_file *file)
+{
+    nvme_hard_reset(c);
+    nvme_schedule_fini(c);
+    ob_server_free(c->server);
+    nvme_doorbells_fini(c);
+    blk_close(c->blk);
+    nvme_file_close(file);
+    free(c);
+}
+
+/* 0, or 1 and a sentence in errbuf. */
+static int set_up(struct nvme_ctrl *c, struct nvme_state_file **file, char *errbuf, size_t size)
+{
+    int rc = check_size(c, errbuf, size);
+
+    if (rc != 0)
+        return rc;
+    c->stats.start_ns = nvme_now_ns();
+    nvme_identity_init(c);
+    nvme_features_reset(c);
+    if (c->cfg.state && nvme_file_open(c, file, errbuf, size) != 0)
+        return 1;
+    if (!c->cfg.incoming && lock_image(c, *file && nvme_file_continues(*file), errbuf, size) != 0)
+        return 1;
+    rc = build(c);
+    return rc < 0 ? ob_create_failed(rc, errbuf, size) : 0;
+}
+
 static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob_server **server,
                   char *banner, size_t banner_size, char *errbuf, size_t errbuf_size)
 {
     struct nvme_ctrl *c = calloc(1, sizeof(*c));
+    struct nvme_state_file *file = NULL;
     int rc;
 
     if (!c)
@@ -142,22 +197,16 @@ static int create(int argc, char **argv, ob_log_fn log, void **opaque, struct ob
         free(c);
         return rc == 2 ? 2 : 1;
     }
-    if (c->cfg.incoming || blk_lock(c->blk, errbuf, errbuf_size) == 0)
-        rc = check_size(c, errbuf, errbuf_size);
-    else
-        rc = 1;
-    if (rc == 0) {
-        c->stats.start_ns = nvme_now_ns();
-        nvme_identity_init(c);
-        nvme_features_reset(c);
-        rc = build(c);
-        if (rc < 0)
-            rc = ob_create_failed(rc, errbuf, errbuf_size);
-    }
+    rc = set_up(c, &file, errbuf, errbuf_size);
     if (rc != 0) {
         blk_close(c->blk);
+        nvme_file_close(file);
         free(c);
         return rc;
+    }
+    if (file && nvme_file_start(c, file, errbuf, errbuf_size) != 0) {
+        take_down(c, file);
+        return 1;
     }
     print_banner(c, banner, banner_size);
     *opaque = c;
@@ -218,20 +267,16 @@ int nvme_claim_image(struct nvme_ctrl *c)
 static int destroy(void *opaque)
 {
     struct nvme_ctrl *c = opaque;
+    struct nvme_state_file *file = c->file;
     int rc;
 
-    nvme_migration_end(c);
-    nvme_hard_reset(c);
     nvme_drain(c, INT64_MAX);
-    nvme_settle(c);
     rc = nvme_flush(c, INT64_MAX);
     if (rc == 0 && c->lost)
         rc = -EIO;
-    nvme_schedule_fini(c);
-    ob_server_free(c->server);
-    nvme_doorbells_fini(c);
-    blk_close(c->blk);
-    free(c);
+    nvme_file_stop(c); /* with a guest that will go on, and what it must know of the flush */
+    nvme_migration_end(c);
+    take_down(c, file);
     return rc;
 }
 

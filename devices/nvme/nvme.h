@@ -86,6 +86,7 @@ struct nvme_cmd {
     struct blk_req blk;
     struct nvme_data data;
     enum nvme_after after;
+    bool pending;                  /* fetched, and not concluded yet */
     struct nvme_dsm_range *ranges; /* of a DSM, allocated */
     unsigned nranges, range;
     uint32_t len; /* bytes it transfers */
@@ -119,7 +120,9 @@ struct nvme_cq {
     uint32_t head, tail;
     unsigned nsqs; /* submission queues that complete here */
     struct nvme_ring ring;
-    struct nvme_cmd_list done; /* concluded, not posted yet */
+    struct nvme_cmd_list done;     /* concluded, not posted yet */
+    uint64_t posted;               /* in all; counted where there is a record */
+    struct nvme_cq_record *record; /* in the state file, or NULL */
 };
 
 struct nvme_sq {
@@ -129,7 +132,11 @@ struct nvme_sq {
     unsigned inflight; /* commands with a blk_req in flight */
     struct nvme_ring ring;
     struct nvme_cmd *cmds, *free;
-    struct nvme_cmd *deleter; /* the Delete command that waits for inflight to become 0 */
+    unsigned ncmds;
+    struct nvme_cmd_list again;    /* to be executed anew: recover.c */
+    uint64_t fetched;              /* in all; counted where there is a record */
+    struct nvme_sq_record *record; /* in the state file, or NULL */
+    struct nvme_cmd *deleter;      /* the Delete command that waits for inflight to become 0 */
 };
 
 /* Doorbells of the I/O queues in pages of the client (Doorbell Buffer Config). */
@@ -157,6 +164,7 @@ struct nvme_config {
     enum nvme_interrupts interrupts;
     const char *serial; /* NULL: made from the image */
     const char *model;
+    const char *state; /* a file; NULL: the state ends with the process */
     uint16_t pci_vendor, pci_device;
 };
 
@@ -228,6 +236,14 @@ struct nvme_ctrl {
     int64_t pause_ns;    /* ... or this time */
     int64_t grace_ns;    /* until then queue memory may be missing */
     bool bus_master_set; /* it handles the bus master bit */
+    uint32_t armed;      /* the kind of interrupts it has set up: 0, or 1 + enum nvme_interrupts */
+    uint32_t narmed;     /* how many of them */
+
+    /* state_file.c, recover.c */
+    struct nvme_state_file *file; /* NULL: none, or not in use (any more) */
+    bool dirty;                   /* the last checkpoint is not what is here */
+    bool recovering;              /* commands of an earlier process are to be executed anew */
+    int64_t state_ns;             /* the time of a state that is loaded, if it is of this machine */
 
     /* migration.c */
     bool stopped;                 /* no command is fetched, nothing is posted */
@@ -253,6 +269,8 @@ bool nvme_settle(struct nvme_ctrl *c);
 void nvme_fatal(struct nvme_ctrl *c, const char *why);
 /* Reset by the bus: returns with nothing in flight. 0 or -ETIMEDOUT. */
 int nvme_hard_reset(struct nvme_ctrl *c);
+/* Whether the host and the client are ready for that. */
+bool nvme_may_run(const struct nvme_ctrl *c);
 /* Whether commands are fetched and completions posted. */
 bool nvme_running(const struct nvme_ctrl *c);
 /* Runs the backend until nothing is in flight, or the deadline has passed. */
@@ -319,6 +337,16 @@ unsigned nvme_post(struct nvme_ctrl *c);
 void nvme_interrupt(struct nvme_ctrl *c);
 /* The level of the INTx line as it is now. */
 bool nvme_intx(void *opaque);
+/* Goes one entry on. */
+void nvme_cq_advance(struct nvme_cq *cq);
+/* Executes a command that was fetched. False: the client left, it is to be done again. */
+bool nvme_execute(struct nvme_cmd *cmd);
+void nvme_cmd_push(struct nvme_cmd_list *list, struct nvme_cmd *cmd);
+/* The command is over for the host. */
+void nvme_cmd_free(struct nvme_cmd *cmd);
+/* A failed access to queue memory: fatal, except when the client has just left, or is new and still
+ * setting up. Returns false. */
+bool nvme_unreachable(struct nvme_ctrl *c, int rc, const char *why);
 /* Gives the data of commands that wait to be posted to the client. */
 void nvme_conclude_all(struct nvme_ctrl *c);
 /* An unused command of the queue; NULL: there is none, or no such queue. */
@@ -385,7 +413,7 @@ void nvme_count_busy(struct nvme_ctrl *c, bool busy);
 
 /* ---- migration.c --------------------------------------------------------------------------- */
 
-int nvme_migration_init(struct nvme_ctrl *c);
+extern const struct ob_migration_ops nvme_state_ops;
 /* The device was reset, or ends. */
 void nvme_migration_end(struct nvme_ctrl *c);
 
@@ -394,9 +422,36 @@ void nvme_migration_end(struct nvme_ctrl *c);
 /* Puts the state into c->state. The doorbells have been written until now; from here on they are
  * part of it. 0 or -ENOMEM. */
 int nvme_state_save(struct nvme_ctrl *c);
+/* The same of a controller that goes on: commands that are under way are in it. Of I/O queues what
+ * is in their records is not. */
+int nvme_state_save_live(struct nvme_ctrl *c);
 /* Makes what is in c->state the state, when it is that of a controller like this one. What fails
  * half way leaves a controller that was reset. 0 or a negative errno. */
 int nvme_state_load(struct nvme_ctrl *c);
+
+/* ---- state_file.c --------------------------------------------------------------------------- */
+
+/* Opens and locks the state file, and finds out whether it is one of this disk. 0, or 1 and a
+ * sentence in errbuf. */
+int nvme_file_open(struct nvme_ctrl *c, struct nvme_state_file **out, char *errbuf, size_t size);
+/* Whether there is the state of a server that has ended. */
+bool nvme_file_continues(const struct nvme_state_file *file);
+/* Goes on with the state in it, if there is one. From here on it is c->file. 0, or 1 and a sentence
+ * in errbuf. */
+int nvme_file_start(struct nvme_ctrl *c, struct nvme_state_file *file, char *errbuf, size_t size);
+/* What follows is not noted any more: the state stays for the next process. */
+void nvme_file_stop(struct nvme_ctrl *c);
+void nvme_file_close(struct nvme_state_file *file);
+/* A checkpoint, if the last one is not up to date. Before anybody learns of what has changed. */
+void nvme_file_sync(struct nvme_ctrl *c);
+void nvme_file_note_armed(struct nvme_ctrl *c);
+void nvme_file_note_intms(struct nvme_ctrl *c);
+
+/* ---- recover.c ------------------------------------------------------------------------------ */
+
+/* Finds out which commands of an earlier process were posted, and executes the others. It has to be
+ * called again while c->recovering stays set. */
+void nvme_recover(struct nvme_ctrl *c);
 
 /* ---- options.c ----------------------------------------------------------------------------- */
 

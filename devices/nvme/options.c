@@ -13,18 +13,27 @@
 #define QUEUES_DEFAULT 16u
 
 const struct option nvme_long_options[] = {
-    { "read-only", no_argument, NULL, 'r' },        { "lba", required_argument, NULL, 'l' },
-    { "queues", required_argument, NULL, 'q' },     { "doorbells", required_argument, NULL, 'd' },
-    { "cache", required_argument, NULL, 'c' },      { "aio", required_argument, NULL, 'a' },
-    { "interrupts", required_argument, NULL, 'i' }, { "serial", required_argument, NULL, 's' },
-    { "model", required_argument, NULL, 'm' },      { "pci-id", required_argument, NULL, 'p' },
-    { "incoming", no_argument, NULL, 'n' },         { 0 },
+    { "read-only", no_argument, NULL, 'r' },
+    { "lba", required_argument, NULL, 'l' },
+    { "queues", required_argument, NULL, 'q' },
+    { "doorbells", required_argument, NULL, 'd' },
+    { "cache", required_argument, NULL, 'c' },
+    { "aio", required_argument, NULL, 'a' },
+    { "interrupts", required_argument, NULL, 'i' },
+    { "serial", required_argument, NULL, 's' },
+    { "model", required_argument, NULL, 'm' },
+    { "pci-id", required_argument, NULL, 'p' },
+    { "incoming", no_argument, NULL, 'n' },
+    { "state", required_argument, NULL, 't' },
+    { 0 },
 };
 
 const char nvme_options_help[] =
     "  --read-only             refuse all writes; several such servers may share an image\n"
     "  --incoming              for the server that a disk moves to: the image is not locked yet,\n"
     "                          but when the disk runs\n"
+    "  --state FILE            keep there what is needed to go on when the server was killed: the\n"
+    "                          next one with the same FILE and options continues it\n"
     "  --lba 512|4096          bytes of a logical block (default 512)\n"
     "  --queues N              I/O queue pairs, 1 to 64 (default 16)\n"
     "  --doorbells trapped     the guest rings by message when the disk sleeps (default)\n"
@@ -91,6 +100,9 @@ static int take_option(int opt, const char *arg, struct nvme_config *cfg, char *
     case 'n':
         cfg->incoming = true;
         return 0;
+    case 't':
+        cfg->state = arg;
+        return 0;
     case 'l':
         if (strcmp(arg, "512") != 0 && strcmp(arg, "4096") != 0)
             return fail(errbuf, size, "--lba takes 512 or 4096, not '%s'", arg);
@@ -136,6 +148,30 @@ static int take_option(int opt, const char *arg, struct nvme_config *cfg, char *
     }
 }
 
+/* What cannot be continued in another process. */
+static int check_state(struct nvme_config *cfg, char *errbuf, size_t size)
+{
+    if (!*cfg->state)
+        return fail(errbuf, size, "--state takes a file, not ''");
+    if (cfg->mapped)
+        return fail(errbuf, size,
+                    "--state and --doorbells mapped exclude each other: those would be lost");
+    if (cfg->incoming)
+        return fail(errbuf, size,
+                    "--state and --incoming exclude each other: a disk that has a "
+                    "state file does not move");
+    if (strncmp(cfg->image, "mem:", 4) == 0 || strncmp(cfg->image, "null:", 5) == 0)
+        return fail(errbuf, size, "--state is for an IMAGE that outlives the server, not %s",
+                    cfg->image);
+    /* Requests of a killed server may still be under way in the kernel. The lock of the image lasts
+     * as long, but readers share it: theirs must end with the process. */
+    if (cfg->read_only && cfg->aio == BLK_AIO_URING)
+        return fail(errbuf, size, "--state and --read-only need --aio threads");
+    if (cfg->read_only)
+        cfg->aio = BLK_AIO_THREADS;
+    return 0;
+}
+
 int nvme_parse_options(int argc, char **argv, struct nvme_config *cfg, char *errbuf, size_t size)
 {
     int opt, rc;
@@ -158,5 +194,5 @@ int nvme_parse_options(int argc, char **argv, struct nvme_config *cfg, char *err
                                    : "there is one IMAGE, and no '%s' after it",
                     optind == argc ? "" : argv[optind + 1]);
     cfg->image = argv[optind];
-    return 0;
+    return cfg->state ? check_state(cfg, errbuf, size) : 0;
 }

@@ -5,7 +5,7 @@
  * Queue memory belongs to the client and may go away at any time. An entry is copied before it is
  * looked at, and its phase bit is written last.
  */
-#include "nvme.h"
+#include "state_file.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -60,9 +60,7 @@ void nvme_rings_forget(struct nvme_ctrl *c, uint64_t address, uint64_t size)
     forget_overlap(c, &c->shadow.events, address, size);
 }
 
-/* A failed access to queue memory: fatal, except when the client has just left, or is new and still
- * setting up. */
-static bool unreachable(struct nvme_ctrl *c, int rc, const char *why)
+bool nvme_unreachable(struct nvme_ctrl *c, int rc, const char *why)
 {
     if (rc != -ENOTCONN && ob_server_attached(c->server) && nvme_now_ns() >= c->grace_ns)
         nvme_fatal(c, why);
@@ -80,7 +78,7 @@ static bool read_entry(struct nvme_ctrl *c, struct nvme_sq *sq, struct nvme_sqe 
         return true;
     }
     rc = ob_dma_read(c->server, sq->ring.base + at, out, sizeof(*out));
-    return rc == 0 || unreachable(c, rc, "a submission queue is not in memory");
+    return rc == 0 || nvme_unreachable(c, rc, "a submission queue is not in memory");
 }
 
 static bool write_entry(struct nvme_ctrl *c, struct nvme_cq *cq, const struct nvme_cqe *cqe)
@@ -97,12 +95,12 @@ static bool write_entry(struct nvme_ctrl *c, struct nvme_cq *cq, const struct nv
         return true;
     }
     rc = ob_dma_write(c->server, cq->ring.base + at, cqe, sizeof(*cqe));
-    return rc == 0 || unreachable(c, rc, "a completion queue is not in memory");
+    return rc == 0 || nvme_unreachable(c, rc, "a completion queue is not in memory");
 }
 
 /* ---- Lists of commands --------------------------------------------------------------------- */
 
-static void push(struct nvme_cmd_list *list, struct nvme_cmd *cmd)
+void nvme_cmd_push(struct nvme_cmd_list *list, struct nvme_cmd *cmd)
 {
     cmd->next = NULL;
     if (list->first)
@@ -112,11 +110,18 @@ static void push(struct nvme_cmd_list *list, struct nvme_cmd *cmd)
     list->last = cmd;
 }
 
-static void cmd_free(struct nvme_cmd *cmd)
+static void cmd_clear(struct nvme_cmd *cmd)
 {
     nvme_data_release(cmd);
     free(cmd->ranges);
     cmd->ranges = NULL;
+}
+
+void nvme_cmd_free(struct nvme_cmd *cmd)
+{
+    cmd_clear(cmd);
+    cmd->pending = false;
+    nvme_note_gone(cmd);
     cmd->next = cmd->sq->free;
     cmd->sq->free = cmd;
 }
@@ -126,14 +131,16 @@ void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status)
     struct nvme_ctrl *c = cmd->ctrl;
 
     cmd->status = status;
+    cmd->pending = false;
+    c->dirty |= cmd->sq->id == 0;
     if (status != NVME_OK)
         nvme_log_error(c, cmd);
     if (!cmd->data.bounce)
         nvme_data_release(cmd); /* the client may want its pages back before this is posted */
     if (c->resetting)
-        cmd_free(cmd);
+        nvme_cmd_free(cmd);
     else
-        push(&c->cq[cmd->sq->cqid].done, cmd);
+        nvme_cmd_push(&c->cq[cmd->sq->cqid].done, cmd);
 }
 
 struct nvme_cmd *nvme_cmd_take(struct nvme_sq *sq)
@@ -144,6 +151,7 @@ struct nvme_cmd *nvme_cmd_take(struct nvme_sq *sq)
         return NULL;
     sq->free = cmd->next;
     cmd->after = NVME_AFTER_NOTHING;
+    cmd->pending = true;
     cmd->result = 0;
     return cmd;
 }
@@ -156,9 +164,10 @@ bool nvme_cmd_restore(struct nvme_ctrl *c, struct nvme_sq *sq, uint16_t cid, uin
     if (!cmd)
         return false;
     cmd->sqe = (struct nvme_sqe){ .cid = cid };
+    cmd->pending = false;
     cmd->status = status;
     cmd->result = result;
-    push(&c->cq[sq->cqid].done, cmd);
+    nvme_cmd_push(&c->cq[sq->cqid].done, cmd);
     return true;
 }
 
@@ -184,13 +193,15 @@ int nvme_sq_start(struct nvme_ctrl *c, unsigned qid, unsigned cqid, uint64_t bas
     *sq = (struct nvme_sq){ .live = true, .id = (uint16_t)qid, .cqid = (uint16_t)cqid };
     nvme_ring_start(&sq->ring, base, entries, NVME_SQE_SIZE);
     sq->cmds = cmds;
+    sq->ncmds = n;
     for (unsigned i = 0; i < n; i++) {
         cmds[i].ctrl = c;
         cmds[i].sq = sq;
-        cmd_free(&cmds[i]);
+        nvme_cmd_free(&cmds[i]);
     }
     c->cq[cqid].nsqs++;
     find_top(c);
+    nvme_record_sq(c, sq);
     nvme_doorbell_clear(c, 2 * qid);
     return 0;
 }
@@ -203,6 +214,7 @@ void nvme_cq_start(struct nvme_ctrl *c, unsigned qid, uint64_t base, uint32_t en
     *cq = (struct nvme_cq){ .live = true, .irq = irq, .vector = vector, .phase = true };
     nvme_ring_start(&cq->ring, base, entries, NVME_CQE_SIZE);
     find_top(c);
+    nvme_record_cq(c, cq);
     nvme_doorbell_clear(c, 2 * qid + 1);
 }
 
@@ -214,9 +226,9 @@ static void drop_done(struct nvme_cq *cq, const struct nvme_sq *sq)
     while (cmd) {
         struct nvme_cmd *next = cmd->next;
         if (cmd->sq == sq)
-            cmd_free(cmd);
+            nvme_cmd_free(cmd);
         else
-            push(&cq->done, cmd);
+            nvme_cmd_push(&cq->done, cmd);
         cmd = next;
     }
 }
@@ -240,6 +252,19 @@ void nvme_cq_stop(struct nvme_ctrl *c, struct nvme_cq *cq)
 
 /* ---- Fetching ------------------------------------------------------------------------------ */
 
+bool nvme_execute(struct nvme_cmd *cmd)
+{
+    uint16_t status = cmd->sq->id == 0 ? nvme_admin(cmd) : nvme_io(cmd);
+
+    if (status == NVME_CLIENT_LEFT) {
+        cmd_clear(cmd);
+        return false;
+    }
+    if (status != NVME_PENDING)
+        nvme_cmd_done(cmd, status);
+    return true;
+}
+
 static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
 {
     unsigned n = 0;
@@ -247,19 +272,21 @@ static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
     while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && sq->free) {
         struct nvme_sqe sqe;
         struct nvme_cmd *cmd;
+        if (sq->id == 0)
+            nvme_file_sync(c); /* of what the one before did: it may be about the same queue */
         if (!read_entry(c, sq, &sqe) || !(cmd = nvme_cmd_take(sq)))
             break;
         uint32_t head = sq->head;
         sq->head = (head + 1) % sq->ring.entries;
         cmd->sqe = sqe;
-        uint16_t status = sq->id == 0 ? nvme_admin(cmd) : nvme_io(cmd);
-        if (status == NVME_CLIENT_LEFT) {
+        nvme_note_fetched(cmd);
+        c->dirty |= sq->id == 0;
+        if (!nvme_execute(cmd)) {
             sq->head = head;
-            cmd_free(cmd);
+            nvme_note_unfetched(cmd);
+            nvme_cmd_free(cmd);
             break;
         }
-        if (status != NVME_PENDING)
-            nvme_cmd_done(cmd, status);
         n++;
     }
     return n;
@@ -305,6 +332,15 @@ void nvme_conclude_all(struct nvme_ctrl *c)
             conclude(c, cmd);
 }
 
+void nvme_cq_advance(struct nvme_cq *cq)
+{
+    cq->tail = (cq->tail + 1) % cq->ring.entries;
+    if (cq->tail == 0)
+        cq->phase = !cq->phase;
+    cq->irq_due |= cq->irq;
+    nvme_note_posted(cq);
+}
+
 static unsigned post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
 {
     struct nvme_cmd *cmd;
@@ -326,11 +362,8 @@ static unsigned post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
         if (!write_entry(c, cq, &cqe))
             break;
         cq->done.first = cmd->next;
-        cmd_free(cmd);
-        cq->tail = (cq->tail + 1) % cq->ring.entries;
-        if (cq->tail == 0)
-            cq->phase = !cq->phase;
-        cq->irq_due |= cq->irq;
+        nvme_cmd_free(cmd);
+        nvme_cq_advance(cq);
         n++;
     }
     cq->unsignalled += n;
@@ -341,6 +374,7 @@ unsigned nvme_post(struct nvme_ctrl *c)
 {
     unsigned n = 0;
 
+    nvme_file_sync(c); /* before the host learns of it */
     for (unsigned i = 0; i <= c->top && nvme_running(c); i++)
         if (c->cq[i].live)
             n += post_to(c, &c->cq[i]);

@@ -39,22 +39,59 @@ int64_t nvme_now_ns(void)
     return ts.tv_sec * 1000000000LL + ts.tv_nsec;
 }
 
-static bool armed_any(const struct nvme_ctrl *c)
+/* The best kind of interrupts that is set up, as c->armed, and how many there are. */
+static uint32_t armed(const struct nvme_ctrl *c, uint32_t *count)
 {
-    return ob_server_irq_armed(c->server, OB_PCI_IRQ_MSIX) > 0 ||
-           ob_server_irq_armed(c->server, OB_PCI_IRQ_MSI) > 0 ||
-           ob_server_irq_armed(c->server, OB_PCI_IRQ_INTX) > 0;
+    static const uint32_t index[] = {
+        [NVME_INTX] = OB_PCI_IRQ_INTX, [NVME_MSI] = OB_PCI_IRQ_MSI, [NVME_MSIX] = OB_PCI_IRQ_MSIX
+    };
+    uint32_t kind = NVME_MSIX + 1;
+
+    while (kind > 0 && (*count = ob_server_irq_armed(c->server, index[kind - 1])) == 0)
+        kind--;
+    return kind;
 }
 
-/* A client that found the controller enabled continues it: after a reconnection the driver knows
- * nothing of what happened, and waits for its interrupts. */
-static void resume(struct nvme_ctrl *c)
+static void signal_all(struct nvme_ctrl *c)
 {
-    if (!armed_any(c) && nvme_now_ns() < c->pause_ns)
-        return;
-    c->paused = false;
     for (unsigned i = 0; i <= c->cfg.queues; i++)
         c->cq[i].irq_due = c->cq[i].live && c->cq[i].irq;
+}
+
+/*
+ * A client that found the controller enabled continues it: after a reconnection the driver knows
+ * nothing of what happened, and waits for its interrupts. They are the last that a client sets up
+ * again, after its memory; and of the kind that the driver uses, while a new machine, whose memory
+ * must be left alone, begins with the pin.
+ */
+static void resume(struct nvme_ctrl *c)
+{
+    uint32_t count, kind = armed(c, &count);
+    bool ready = c->armed ? kind == c->armed : kind > 0;
+    int64_t now = nvme_now_ns();
+
+    if (!ready && (now < c->pause_ns || (c->recovering && c->armed)))
+        return;
+    c->paused = false;
+    c->grace_ns = now + GRACE_NS;
+    signal_all(c);
+}
+
+/* Keeps in mind what the client has set up. While it is new that may come in several pieces, and an
+ * interrupt before the last one be lost. */
+static void look_at_interrupts(struct nvme_ctrl *c)
+{
+    uint32_t count, kind = armed(c, &count);
+
+    if (c->grace_ns && nvme_now_ns() >= c->grace_ns)
+        c->grace_ns = 0;
+    if (c->grace_ns && count != c->narmed)
+        signal_all(c);
+    c->narmed = count;
+    if (kind == c->armed)
+        return;
+    c->armed = kind;
+    nvme_file_note_armed(c);
 }
 
 void nvme_client_changed(void *opaque, bool attached)
@@ -80,6 +117,7 @@ void nvme_client_changed(void *opaque, bool attached)
 void nvme_take_over(struct nvme_ctrl *c)
 {
     c->paused = c->csts & NVME_CSTS_RDY;
+    c->narmed = 0;
     c->pause_ns = nvme_now_ns() + PAUSE_NS;
     c->grace_ns = c->pause_ns + GRACE_NS;
 }
@@ -91,14 +129,19 @@ static unsigned step(struct nvme_ctrl *c)
 
     if (ob_pci_command(c->server) & NVME_BUS_MASTER)
         c->bus_master_set = true;
-    if (c->paused)
+    if (c->paused && ob_server_attached(c->server))
         resume(c);
+    if (!c->paused && ob_server_attached(c->server))
+        look_at_interrupts(c);
+    if (c->recovering && nvme_may_run(c))
+        nvme_recover(c);
     if (nvme_running(c)) {
         n += nvme_doorbells_poll(c);
         n += nvme_fetch(c);
     }
     n += c->blk->ops->poll(c->blk);
     n += nvme_settle(c);
+    nvme_file_sync(c); /* the client may read what has changed */
     if (nvme_running(c))
         n += nvme_post(c);
     nvme_count_busy(c, c->inflight > 0);
@@ -115,10 +158,11 @@ static void set_timer(struct nvme_ctrl *c, int64_t at_ns)
     c->timer_ns = at_ns;
 }
 
-/* Whether the doorbell page (or, paused, the clock) has to be looked at. */
+/* Whether the doorbell page (or, while a client is new, the clock) has to be looked at. */
 static bool must_look(const struct nvme_ctrl *c)
 {
-    return c->paused || (c->cfg.mapped && nvme_running(c));
+    return ((c->paused || c->recovering) && ob_server_attached(c->server)) ||
+           (c->cfg.mapped && nvme_running(c));
 }
 
 /* A time without work begins. */

@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The state of the controller, as bytes in c->state: a head, then the live completion queues, the
- * live submission queues, and the completions that are not posted, oldest first. On its way in all
- * of it is checked before any of it is used.
+ * live submission queues, the completions that are not posted, oldest first, and the admin commands
+ * that are to be executed anew. On its way in all of it is checked before any of it is used.
+ *
+ * A controller that moves stands still, so there are none of the latter. Saved alive (for a state
+ * file) there may be some, and the I/O commands that are under way are in the file's records.
+ * A reset that waits for what is in flight is saved as if it were done: in the next process nothing
+ * is.
  */
 #include "nvme.h"
 
@@ -10,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STATE_VERSION 2u
+#define STATE_VERSION 3u
 #define ADMIN_ENTRIES 4096u /* at most: a field of AQA */
 
 struct state_head {
@@ -26,7 +31,7 @@ struct state_head {
     uint64_t asq, acq;
     uint64_t shadow_values, shadow_events; /* the same: no shadow doorbells */
     uint32_t shutting, bus_master_set, warnings, lost;
-    uint32_t turn, ncqs, nsqs, ncompletions;
+    uint32_t turn, ncqs, nsqs, ncompletions, ncommands, zero;
     struct nvme_events events; /* but for the requests: their identifiers */
     uint32_t aer_cids[NVME_AERS_MAX];
     struct nvme_features features; /* timestamp_ms is of the time of saving */
@@ -55,6 +60,7 @@ struct incoming {
     struct cq_state cqs[NVME_QIDS];
     struct sq_state sqs[NVME_QIDS];
     struct completion *completions;
+    struct nvme_sqe commands[NVME_INFLIGHT_MAX + NVME_AERS_MAX];
 };
 
 /* ---- Saving ------------------------------------------------------------------------------- */
@@ -117,21 +123,24 @@ static void fill_head(const struct nvme_ctrl *c, struct state_head *head)
     memcpy(head->nqn, c->nqn, sizeof(c->nqn));
     memcpy(head->nguid, c->nguid, sizeof(c->nguid));
     head->cc = c->cc;
-    head->csts = c->csts;
+    head->csts = !c->resetting ? c->csts : c->shutting ? NVME_CSTS_SHST_OCCURRING : 0;
     head->intms = c->intms;
     head->aqa = c->aqa;
     head->asq = c->asq;
     head->acq = c->acq;
-    head->shadow_values = c->shadow.on ? c->shadow.values.base : 0;
-    head->shadow_events = c->shadow.on ? c->shadow.events.base : 0;
-    head->shutting = c->shutting;
+    if (c->shadow.on && !c->resetting) {
+        head->shadow_values = c->shadow.values.base;
+        head->shadow_events = c->shadow.events.base;
+    }
+    head->shutting = c->shutting || c->flushing;
     head->bus_master_set = c->bus_master_set;
     head->warnings = c->warnings;
     head->lost = c->lost;
     head->turn = c->turn;
-    head->events = c->events;
+    if (!c->resetting)
+        head->events = c->events;
     for (unsigned i = 0; i < NVME_AERS_MAX; i++) {
-        head->aer_cids[i] = i < c->events.naers ? c->events.aers[i]->sqe.cid : 0;
+        head->aer_cids[i] = i < head->events.naers ? c->events.aers[i]->sqe.cid : 0;
         head->events.aers[i] = NULL;
     }
     head->features = c->features;
@@ -142,16 +151,25 @@ static void fill_head(const struct nvme_ctrl *c, struct state_head *head)
     memcpy(head->errors, c->errors, sizeof(c->errors));
 }
 
-int nvme_state_save(struct nvme_ctrl *c)
+/* But for Asynchronous Event Requests, which are in the head. */
+static uint32_t save_commands(struct nvme_ctrl *c)
 {
-    struct state_head *head = calloc(1, sizeof(*head));
+    const struct nvme_sq *sq = &c->sq[0];
+    uint32_t n = 0;
 
-    if (!head)
-        return -ENOMEM;
-    nvme_doorbells_poll(c);
-    fill_head(c, head);
-    ob_state_clear(&c->state);
-    ob_state_put(&c->state, head, sizeof(*head)); /* the numbers in it follow */
+    for (unsigned i = 0; i < sq->ncmds; i++) {
+        const struct nvme_cmd *cmd = &sq->cmds[i];
+
+        if (!cmd->pending || cmd->sqe.opcode == NVME_ADM_ASYNC_EVENT)
+            continue;
+        ob_state_put(&c->state, &cmd->sqe, sizeof(cmd->sqe));
+        n++;
+    }
+    return n;
+}
+
+static void save_queues(struct nvme_ctrl *c, struct state_head *head, bool live)
+{
     for (unsigned i = 0; i < NVME_QIDS; i++)
         if (c->cq[i].live) {
             save_cq(c, i);
@@ -162,12 +180,37 @@ int nvme_state_save(struct nvme_ctrl *c)
             save_sq(c, i);
             head->nsqs++;
         }
-    for (unsigned i = 0; i < NVME_QIDS; i++)
+    for (unsigned i = 0; i < (live ? 1 : NVME_QIDS); i++)
         head->ncompletions += save_completions(c, &c->cq[i]);
+    head->ncommands = save_commands(c);
+}
+
+static int save(struct nvme_ctrl *c, bool live)
+{
+    struct state_head *head = calloc(1, sizeof(*head));
+
+    if (!head)
+        return -ENOMEM;
+    fill_head(c, head);
+    ob_state_clear(&c->state);
+    ob_state_put(&c->state, head, sizeof(*head)); /* the numbers in it follow */
+    if (!c->resetting)
+        save_queues(c, head, live);
     if (!c->state.failed)
         memcpy(c->state.data, head, sizeof(*head));
     free(head);
     return c->state.failed ? -ENOMEM : 0;
+}
+
+int nvme_state_save(struct nvme_ctrl *c)
+{
+    nvme_doorbells_poll(c);
+    return save(c, false);
+}
+
+int nvme_state_save_live(struct nvme_ctrl *c)
+{
+    return save(c, true);
 }
 
 /* ---- Checking ----------------------------------------------------------------------------- */
@@ -210,12 +253,13 @@ static bool head_ok(const struct nvme_ctrl *c, const struct state_head *head)
     if (ready && (!(head->cc & NVME_CC_EN) || NVME_CC_CSS(head->cc) || NVME_CC_MPS(head->cc) ||
                   NVME_CC_AMS(head->cc)))
         return false;
-    if (ready ? !head->ncqs || !head->nsqs : head->ncqs || head->nsqs || ev->naers)
+    if (ready ? !head->ncqs || !head->nsqs
+              : head->ncqs || head->nsqs || ev->naers || head->ncommands)
         return false;
     return head->turn < c->cfg.queues && head->ncqs <= c->cfg.queues + 1 &&
            head->nsqs <= c->cfg.queues + 1 && ev->nwaiting <= NVME_EVENTS_MAX &&
-           ev->naers <= NVME_AERS_MAX && stats_ok(&head->stats) &&
-           nvme_features_ok(c, &head->features);
+           ev->naers <= NVME_AERS_MAX && head->ncommands <= NVME_INFLIGHT_MAX + NVME_AERS_MAX &&
+           stats_ok(&head->stats) && nvme_features_ok(c, &head->features);
 }
 
 /* Queues come in order of their number, so none comes twice and the admin queue is the first. */
@@ -274,12 +318,14 @@ static int parse(struct nvme_ctrl *c, struct incoming *in)
     ob_state_take(state, in->cqs, in->head.ncqs * sizeof(in->cqs[0]));
     ob_state_take(state, in->sqs, in->head.nsqs * sizeof(in->sqs[0]));
     size = in->head.ncompletions * sizeof(*in->completions);
-    if (state->failed || size != state->len - state->pos)
+    if (state->failed ||
+        size + in->head.ncommands * sizeof(in->commands[0]) != state->len - state->pos)
         return -EINVAL;
     in->completions = malloc(size + 1);
     if (!in->completions)
         return -ENOMEM;
     ob_state_take(state, in->completions, size);
+    ob_state_take(state, in->commands, in->head.ncommands * sizeof(in->commands[0]));
     return cqs_ok(c, in) && sqs_ok(c, in) ? 0 : -EINVAL;
 }
 
@@ -331,12 +377,21 @@ static int load_commands(struct nvme_ctrl *c, const struct incoming *in)
                                       .cid = (uint16_t)in->head.aer_cids[i] };
         c->events.aers[c->events.naers++] = aer;
     }
+    for (uint32_t i = 0; i < in->head.ncommands; i++) {
+        struct nvme_cmd *cmd = nvme_cmd_take(&c->sq[0]);
+
+        if (!cmd)
+            return -EINVAL;
+        cmd->sqe = in->commands[i];
+        nvme_cmd_push(&c->sq[0].again, cmd);
+        c->recovering = true;
+    }
     return 0;
 }
 
 static void load_head(struct nvme_ctrl *c, const struct state_head *head)
 {
-    int64_t now = nvme_now_ns();
+    int64_t then = c->state_ns ? c->state_ns : nvme_now_ns();
 
     memcpy(c->serial, head->serial, sizeof(c->serial));
     memcpy(c->model, head->model, sizeof(c->model));
@@ -356,11 +411,13 @@ static void load_head(struct nvme_ctrl *c, const struct state_head *head)
     c->lost = head->lost;
     c->turn = head->turn;
     c->features = head->features;
-    c->features.timestamp_ns = now;
+    c->features.timestamp_ns = then;
     c->stats = head->stats;
-    c->stats.start_ns = now - head->stats.start_ns;
+    c->stats.start_ns = then - head->stats.start_ns;
     c->stats.busy_since_ns = 0;
     memcpy(c->errors, head->errors, sizeof(c->errors));
+    /* A reset that was to be followed by enabling. */
+    c->resetting = (c->cc & NVME_CC_EN) && !(c->csts & (NVME_CSTS_RDY | NVME_CSTS_CFS));
 }
 
 /* Nothing is in flight, and the controller is reset; what fails half way leaves it like that. */

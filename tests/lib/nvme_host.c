@@ -60,6 +60,11 @@ void host_serve(struct nvme_host *h, ...)
     CHECK_INT(ob_server_listen(h->server, h->path, 0), 0);
     CHECK_INT(ob_served_nvme.start(h->device), 0);
     CHECK_INT(pthread_create(&h->thread, NULL, serve, h), 0);
+    host_ram(h);
+}
+
+void host_ram(struct nvme_host *h)
+{
     h->ram_fd = memfd_create("ram", MFD_CLOEXEC);
     CHECK_INT(ftruncate(h->ram_fd, HOST_RAM_SIZE), 0);
     h->ram = mmap(NULL, HOST_RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, h->ram_fd, 0);
@@ -160,7 +165,8 @@ void host_connect(struct nvme_host *h)
     CHECK_INT(ob_client_dma_map(h->client, HOST_RAM_BASE, HOST_RAM_SIZE, OB_DMA_READ | OB_DMA_WRITE,
                                 h->by_message ? -1 : h->ram_fd, 0),
               0);
-    CHECK_INT(ob_client_region_write(h->client, OB_PCI_REGION_CONFIG, 4, &command, 2), 0);
+    if (!h->kept)
+        CHECK_INT(ob_client_region_write(h->client, OB_PCI_REGION_CONFIG, 4, &command, 2), 0);
     map_doorbells(h);
 }
 
@@ -287,7 +293,10 @@ void host_add_queue(struct nvme_host *h, uint16_t qid, uint32_t entries, uint16_
 
 void host_ring_message(struct nvme_host *h, unsigned index, uint32_t value)
 {
-    host_write32(h, 0x1000 + 4 * index, value);
+    if (h->posts)
+        CHECK_INT(ob_client_region_post(h->client, 0, 0x1000 + 4 * index, &value, 4), 0);
+    else
+        host_write32(h, 0x1000 + 4 * index, value);
     h->rings++;
 }
 

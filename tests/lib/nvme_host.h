@@ -31,6 +31,8 @@ struct nvme_host {
     /* set before host_start() */
     bool by_message; /* RAM without an fd: the server uses DMA messages */
     bool trapped;    /* ring by message although the page could be mapped */
+    bool posts;      /* a message to ring is not waited for */
+    bool kept;       /* the server knows config space from the last connection */
 
     /* the device */
     char path[100];
@@ -54,6 +56,8 @@ struct nvme_host {
 
 /* A device with these arguments ("nvme" is added in front), ended by NULL; and its server. */
 void host_serve(struct nvme_host *h, ...) __attribute__((sentinel));
+/* Its RAM; host_serve() makes it. */
+void host_ram(struct nvme_host *h);
 /* What create() says to these arguments. Its return; on success the device is freed. */
 int host_try(char *why, size_t size, ...) __attribute__((sentinel));
 /* Connects, maps RAM and doorbells. */
@@ -116,6 +120,17 @@ uint16_t host_identify(struct nvme_host *h, uint8_t cns, uint32_t nsid, uint32_t
 uint16_t host_feature(struct nvme_host *h, uint8_t opcode, uint32_t dw10, uint32_t dw11,
                       uint32_t *result);
 uint16_t host_log(struct nvme_host *h, uint8_t lid, uint32_t bytes, uint64_t offset, uint32_t at);
+
+/* nvme_process.c: the device in a process of its own, which can be killed. Socket and RAM are those
+ * of the first time. Whatever becomes of the test, the process ends with it. */
+pid_t host_fork(struct nvme_host *h, const char *const *args);
+/* Ends it with this signal and lets the client go. What waitpid() says of it. */
+int host_kill(struct nvme_host *h, pid_t pid, int signal);
+/* Connects to the next one as a client does that goes on: maps memory, sets up MSI-X vectors, rings
+ * all doorbells once more. */
+void host_return(struct nvme_host *h, unsigned vectors);
+/* Lets RAM go, after the last host_kill(). */
+void host_forget(struct nvme_host *h);
 
 /* How often the device called these, and the errno it gets from them instead of their work. */
 struct host_calls {

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The NVMe controller in a process of its own, for tests that kill it. */
+#include "nvme_host.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define ARGS_MAX 16
+
+static struct ob_server *served;
+
+static void log_line(void *opaque, enum ob_log_level level, const char *line)
+{
+    (void)opaque;
+    if (level == OB_LOG_ERROR)
+        fprintf(stderr, "server: %s\n", line);
+}
+
+static void stop(int signal)
+{
+    (void)signal;
+    ob_server_stop(served);
+}
+
+/* Never returns. A byte into ready says that clients can come. */
+static void serve(const char *path, const char *const *args, int ready)
+{
+    char *argv[ARGS_MAX + 2] = { "nvme" }, banner[256], why[1024] = "";
+    void *device;
+    int argc = 1;
+
+    while (*args && argc <= ARGS_MAX)
+        argv[argc++] = (char *)*args++;
+    optind = 0;
+    if (ob_served_nvme.create(argc, argv, log_line, &device, &served, banner, sizeof(banner), why,
+                              sizeof(why)) != 0 ||
+        ob_server_listen(served, path, 0) < 0 || ob_served_nvme.start(device) < 0) {
+        fprintf(stderr, "server: %s\n", why);
+        _exit(1);
+    }
+    signal(SIGTERM, stop);
+    if (write(ready, "", 1) != 1 || ob_server_run(served) < 0)
+        _exit(1);
+    _exit(ob_served_nvme.destroy(device) == 0 ? 0 : 1);
+}
+
+pid_t host_fork(struct nvme_host *h, const char *const *args)
+{
+    pid_t parent = getpid(), pid;
+    int fds[2];
+    char byte;
+
+    if (!h->ram)
+        host_ram(h);
+    snprintf(h->path, sizeof(h->path), "%s/nvme.sock", test_tmpdir());
+    CHECK_INT(pipe2(fds, O_CLOEXEC), 0);
+    fflush(NULL);
+    pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent)
+            _exit(1);
+        close(fds[0]);
+        serve(h->path, args, fds[1]);
+    }
+    close(fds[1]);
+    if (read(fds[0], &byte, 1) != 1)
+        test_fail(__FILE__, __LINE__, "the server did not start");
+    close(fds[0]);
+    return pid;
+}
+
+int host_kill(struct nvme_host *h, pid_t pid, int signal)
+{
+    int status;
+
+    CHECK_INT(kill(pid, signal), 0);
+    CHECK_INT(waitpid(pid, &status, 0), pid);
+    if (h->client)
+        host_leave(h);
+    return status;
+}
+
+void host_return(struct nvme_host *h, unsigned vectors)
+{
+    h->kept = true;
+    host_connect(h);
+    host_arm(h, OB_PCI_IRQ_MSIX, vectors);
+    for (unsigned i = 0; i < HOST_QUEUES; i++)
+        if (h->q[i].entries) {
+            host_ring_message(h, 2 * i, h->q[i].tail);
+            host_ring_message(h, 2 * i + 1, h->q[i].cq_head);
+        }
+}
+
+void host_forget(struct nvme_host *h)
+{
+    munmap(h->ram, HOST_RAM_SIZE);
+    close(h->ram_fd);
+}
