@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 DEPS = scripts/install-dependencies
 MESON = /usr/bin/python3 /usr/bin/meson
 
-.PHONY: all check demo shell bench docs install clean help
+.PHONY: all check demo shell bench fuzz docs install clean help
 .DEFAULT_GOAL = all
 
 all:                ## build everything in build/
@@ -29,6 +29,11 @@ shell: all          ## the demo's guest, with you in it
 bench: all          ## measure, each thing beside its floor (docs/performance.md)
 	@$(DEPS) qemu guest
 	@bench/run --build $(BUILD) --json $(BUILD)/bench.json --svg $(BUILD)/bench.svg
+
+fuzz:               ## look for inputs that break something, TIME seconds (default 60)
+	@$(DEPS) build check
+	@scripts/build-fuzz $(BUILD)-fuzz
+	@nice fuzz/run --build $(BUILD)-fuzz --time $(or $(TIME),60) $(TARGET)
 
 docs: all           ## write the tables of docs/protocol.md anew
 	@$(BUILD)/docs/protocol-tables <docs/protocol.md >$(BUILD)/docs/protocol.md
