@@ -2,6 +2,8 @@
 /* The device type: properties, plugging in, resetting, unplugging. */
 #include "device.h"
 
+#include "qapi/visitor.h"
+
 /* Also undoes a realize that failed half way, so it asks nothing about how far that came. The
  * connection ends first, which takes everything back at the server: nothing is sent any more. */
 static void obq_pci_teardown(ObPci *d)
