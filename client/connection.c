@@ -98,6 +98,7 @@ int ob_client_send_failed_locked(struct ob_client *c, int rc)
     return ob_client_die_locked(c, "the connection broke while sending: %s", ob_errno_text(-rc));
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): an attempt has no attempt of its own */
 void ob_client_shutdown(struct ob_client *c, const char *why)
 {
     ob_client_lock(c);

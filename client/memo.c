@@ -260,7 +260,7 @@ int ob_memo_note_irqs(struct ob_client *c, uint32_t index, uint32_t flags, uint3
 
     if (!irqs || start > vectors || count > vectors - start || !to_note(c, &rc))
         return rc;
-    while (!(flags & actions[a]))
+    while (a < NACTIONS - 1 && !(flags & actions[a]))
         a++;
     if ((flags & OB_IRQ_SET_DATA_NONE) && a == TRIGGER && count == 0)
         clear_vectors(irqs, vectors);

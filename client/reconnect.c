@@ -244,7 +244,9 @@ static enum outcome attempt(struct ob_client *c, int64_t deadline_ns, char *why,
     struct ob_client *n = NULL;
     enum outcome outcome = AGAIN;
 
-    if (connect_attempt(c, timeout_ns < deadline_ns ? timeout_ns : deadline_ns, &n, why, size) == 0)
+    if (timeout_ns > deadline_ns)
+        timeout_ns = deadline_ns;
+    if (connect_attempt(c, timeout_ns, &n, why, size) == 0 && n)
         outcome = set_up(c, n, why, size);
     ob_client_lock(c);
     c->memo->attempt = NULL;

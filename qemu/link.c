@@ -145,7 +145,7 @@ static bool link_again(ObPci *d, struct ob_client *client, int rc, int64_t *unti
     if (!*until_ms) {
         *until_ms = now_ms + d->timeout_ms;
     }
-    return now_ms < *until_ms && ob_client_await(client, *until_ms - now_ms) == 0;
+    return now_ms < *until_ms && ob_client_await(client, (int)(*until_ms - now_ms)) == 0;
 }
 
 static int link_result(ObPci *d, int rc, const char *what, uint32_t region, uint64_t offset)

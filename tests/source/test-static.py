@@ -30,7 +30,7 @@ TOOLS = {
                  f"--suppressions-list={HERE}/cppcheck.suppressions", "{source}"],
     "gcc": ["gcc", "-fanalyzer", "-Wno-analyzer-malloc-leak", "-O1", "-c", "-o", "/dev/null", "{source}"],
 }
-CONFIG = [ROOT / ".clang-tidy", HERE / "cppcheck.cfg", HERE / "cppcheck.suppressions"]
+CONFIG = {"clang-tidy": [ROOT / ".clang-tidy"], "cppcheck": [HERE / "cppcheck.cfg", HERE / "cppcheck.suppressions"]}
 
 
 def meson_flags():
@@ -94,7 +94,7 @@ def findings(tool):
     seen = BUILD / "static"
     seen.mkdir(exist_ok=True)
     version = subprocess.run([tool, "--version"], check=True, stdout=subprocess.PIPE).stdout
-    common = digest(version, TOOLS[tool], [file.read_bytes() for file in CONFIG])
+    common = digest(version, TOOLS[tool], [file.read_bytes() for file in CONFIG.get(tool, [])])
 
     def one(unit):
         texts = [file.read_bytes() for file in closure(unit[0])]
