@@ -46,6 +46,9 @@ static MemTxResult bar_write(void *opaque, hwaddr addr, uint64_t data, unsigned 
     uint8_t bytes[8];
     int rc = -ENOTCONN;
 
+    if (obq_ioeventfds_signal(bar, addr, data, size)) {
+        return MEMTX_OK;
+    }
     stn_le_p(bytes, (int)size, data);
     if (bar->posted && d->link.client) {
         rc = d->have_maps ? ob_client_region_post_now(d->link.client, bar->index, addr, bytes, size)

@@ -215,6 +215,8 @@ void obq_bars_unblock(ObPci *d);
 
 /* ioeventfd.c: after the BAR was registered and mapped */
 bool obq_ioeventfds_init(ObBar *bar, Error **errp);
+/* A write that did not stay in KVM. Whether it was signalled, and so is done. */
+bool obq_ioeventfds_signal(ObBar *bar, hwaddr addr, uint64_t data, unsigned size);
 void obq_ioeventfds_fini(ObBar *bar);
 
 /* rom.c */

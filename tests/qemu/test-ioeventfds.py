@@ -49,6 +49,21 @@ def _(tmp):
             assert vm.qmp("query-status")["running"]
 
 
+@case("server-that-makes-its-eventfd-block-does-not-stop-the-machine")
+def _(tmp):
+    """It is one open file here and there: O_NONBLOCK is what either side says."""
+    with Bells(tmp / "s", (0x10, 4, 0, 0)) as fake:
+        with Qemu(tmp, *device(tmp / "s")) as vm:
+            pci = vm.pci(4)
+            pci.assign(0)
+            os.set_blocking(fake.bells[0], True)
+            os.eventfd_write(fake.bells[0], 0xFFFFFFFFFFFFFFFE)
+            for value in range(3):
+                pci.bar_write(0, 0x10, 4, value)
+            assert vm.qmp("query-status")["running"]
+            assert fake.rung()[0] > 0
+
+
 @case("many-devices-share-what-kvm-has-room-for")
 def _(tmp):
     entries = [(4 * i, 4, 0, 0) for i in range(16)]
