@@ -32,3 +32,27 @@ int ob_option_number(const char *name, const char *text, uint64_t min, uint64_t 
     *out = value;
     return 0;
 }
+
+int ob_parse_size(const char *text, uint64_t *out)
+{
+    static const char suffixes[] = "KMGT";
+    unsigned shift = 0;
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9')
+        return -EINVAL;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno)
+        return -EINVAL;
+    if (*end) {
+        const char *suffix = strchr(suffixes, *end & ~0x20); /* either case */
+        if (!suffix || end[1])
+            return -EINVAL;
+        shift = 10 * (unsigned)(suffix - suffixes + 1);
+    }
+    if (value > (uint64_t)INT64_MAX >> shift)
+        return -EINVAL;
+    *out = value << shift;
+    return 0;
+}

@@ -48,6 +48,9 @@ struct ob_served {
 int ob_option_number(const char *name, const char *text, uint64_t min, uint64_t max, uint64_t *out,
                      char *errbuf, size_t errbuf_size);
 
+/* A number with one of the suffixes K, M, G, T (powers of 1024), or none. 0 or -EINVAL. */
+int ob_parse_size(const char *text, uint64_t *out);
+
 /* Puts why a device cannot be built (a negative errno) into errbuf, and returns 1. */
 int ob_create_failed(int rc, char *errbuf, size_t errbuf_size);
 

@@ -22,6 +22,9 @@ static void map_free(struct ob_server *server, struct ob_dma_map *map)
     if (map->file)
         ob_dma_file_close(&server->dma.files, map->file);
     map->file = NULL;
+    if (map->counted)
+        server->dma.bytes -= map->size;
+    map->counted = false;
     ob_dma_map_recycle(&server->dma, map);
 }
 
@@ -67,6 +70,34 @@ static bool same_map(const struct ob_dma_map *a, const struct ob_dma_map *b)
            a->mode == b->mode && a->offset == b->offset && ob_dma_file_same(a->file, b->file);
 }
 
+/* The client's user has to learn of it, and the client may not tell. Once. */
+static void say_refused(struct ob_server *server, uint64_t address, int rc)
+{
+    struct ob_session *session = server->session;
+    const char *why = rc == -EPERM    ? "its file is not shared memory (tmpfs, hugetlbfs)"
+                      : rc == -EMFILE ? "too many files to read and write"
+                      : rc == -ENOSPC ? "it is more than this server keeps"
+                                      : NULL;
+
+    if (!why || session->told_refused)
+        return;
+    session->told_refused = true;
+    ob_log(server, OB_LOG_ERROR, "memory of the client at 0x%llx is refused: %s",
+           (unsigned long long)address, why);
+}
+
+static int insert(struct ob_dma_table *table, struct ob_dma_map *map)
+{
+    uint64_t bytes = map->file ? map->size : 0;
+    int rc = bytes > table->max_bytes - table->bytes ? -ENOSPC : ob_dma_table_insert(table, map);
+
+    if (rc < 0)
+        return rc;
+    table->bytes += bytes;
+    map->counted = bytes > 0;
+    return 0;
+}
+
 /* A mapping that is there already, the same in everything, is no error: libvfio-user's clients
  * have learned to rely on that. Any other overlap is. */
 int ob_dma_add(struct ob_server *server, const struct ob_wire_dma_map *request, int fd)
@@ -75,15 +106,18 @@ int ob_dma_add(struct ob_server *server, const struct ob_wire_dma_map *request, 
     struct ob_dma_map *map, *there;
     int rc = map_new(server, request, fd, &map);
 
-    if (rc < 0)
+    if (rc < 0) {
+        say_refused(server, request->address, rc);
         return rc;
+    }
     there = ob_dma_table_from(table, map->address);
     if (there && there->address <= map->address + (map->size - 1))
         rc = same_map(there, map) ? 1 : -EEXIST;
     if (rc == 0)
-        rc = ob_dma_table_insert(table, map);
+        rc = insert(table, map);
     if (rc != 0)
         map_free(server, map);
+    say_refused(server, request->address, rc);
     return rc < 0 ? rc : 0;
 }
 
@@ -204,6 +238,22 @@ int ob_dma_remove(struct ob_session *session, const struct ob_wire_hdr *hdr,
     sweep(server);
     unmap_progress(session);
     return OB_ANSWER_LATER;
+}
+
+/* ---- Limits ------------------------------------------------------------------------------- */
+
+int ob_server_set_dma_limits(struct ob_server *server, uint32_t max_maps, uint64_t max_bytes)
+{
+    if (max_maps == 0 || max_maps > OB_DMA_MAPS_MAX || server->session)
+        return -EINVAL;
+    server->dma.max_count = max_maps;
+    server->dma.max_bytes = max_bytes;
+    return 0;
+}
+
+void ob_server_set_dma_files(struct ob_server *server, enum ob_dma_file_kinds kinds)
+{
+    server->dma.files.any = kinds == OB_DMA_FILES_ANY;
 }
 
 /* ---- The life of it ----------------------------------------------------------------------- */

@@ -7,7 +7,11 @@
  * device and inode number; and where the whole is too large to be had.
  *
  * A file is one client's: it is found by the session, too. A file that has grown is mapped anew.
+ * Where the client wants file I/O, the descriptor is kept; that of a file of shared memory once.
  * All of this is the server's thread's.
+ *
+ * What is not shared memory is refused, unless the embedder takes it: a page of it may be a file
+ * system's of the client's own making (FUSE), whose answer a touch of it would wait for, for ever.
  */
 #include "server/internal.h"
 
@@ -21,7 +25,6 @@
 #include <unistd.h>
 
 #define WHOLE_BYTES_MAX ((uint64_t)16 << 40) /* of the 128 TiB that a process has */
-#define FILES_MAX       61440u               /* leaves the process some areas, of the usual 65530 */
 
 struct ob_dma_file {
     dev_t dev;
@@ -48,17 +51,17 @@ static bool is_of(const struct ob_dma_file *file, const struct stat *st,
                   const struct ob_dma_map *map)
 {
     return file->ino == st->st_ino && file->dev == st->st_dev && file->prot == map->prot &&
-           file->session == map->session;
+           file->session == map->session && (file->fd >= 0) == (map->mode == OB_DMA_BY_FILE);
 }
 
-/* A file that is mapped already, as far as the mapping needs. */
+/* A file that is mapped already as far as the mapping needs, or kept. */
 static struct ob_dma_file *find(struct ob_dma_files *files, const struct stat *st,
                                 const struct ob_dma_map *map)
 {
     struct ob_dma_file *file = *chain_of(files, st->st_ino);
 
     for (; file; file = file->next)
-        if (is_of(file, st, map) && map->offset + map->size <= file->length)
+        if (is_of(file, st, map) && (file->fd >= 0 || map->offset + map->size <= file->length))
             return file;
     return NULL;
 }
@@ -128,20 +131,22 @@ static int map_range(struct ob_dma_file *file, int fd, uint64_t start, uint64_t 
     return 0;
 }
 
+static bool is_memory(const struct statfs *fs)
+{
+    return fs->f_type == HUGETLBFS_MAGIC || fs->f_type == TMPFS_MAGIC;
+}
+
 /* Mappings of huge pages begin and end at huge pages. */
-/* syscalls: fstatfs */
 static int map_file(struct ob_dma_files *files, struct ob_dma_file *file,
-                    const struct ob_dma_map *map, int fd, const struct stat *st)
+                    const struct ob_dma_map *map, int fd, const struct stat *st,
+                    const struct statfs *fs)
 {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), size = (uint64_t)st->st_size;
-    struct statfs fs;
 
-    if (fstatfs(fd, &fs) != 0)
-        return -errno;
-    if (fs.f_type == HUGETLBFS_MAGIC)
-        page = (uint64_t)fs.f_bsize;
-    if ((fs.f_type == HUGETLBFS_MAGIC || fs.f_type == TMPFS_MAGIC) &&
-        size <= WHOLE_BYTES_MAX - files->whole_bytes && map_range(file, fd, 0, size, page) == 0) {
+    if (fs->f_type == HUGETLBFS_MAGIC)
+        page = (uint64_t)fs->f_bsize;
+    if (is_memory(fs) && size <= WHOLE_BYTES_MAX - files->whole_bytes &&
+        map_range(file, fd, 0, size, page) == 0) {
         files->whole_bytes += file->length;
         file->whole = true;
         list(files, file, st, map);
@@ -150,13 +155,31 @@ static int map_file(struct ob_dma_files *files, struct ob_dma_file *file,
     return map_range(file, fd, map->offset, map->offset + map->size, page);
 }
 
+/* Whether there may be one more of it. */
+/* syscalls: fstatfs */
+static int check_file(const struct ob_dma_files *files, const struct ob_dma_map *map, int fd,
+                      struct statfs *fs)
+{
+    if (fstatfs(fd, fs) != 0)
+        return -errno;
+    if (!is_memory(fs) && !files->any)
+        return -EPERM;
+    if (files->count == OB_DMA_FILES_MAX)
+        return -ENOSPC;
+    return map->mode == OB_DMA_BY_FILE && files->nfds == OB_DMA_FDS_MAX ? -EMFILE : 0;
+}
+
 /* Takes the descriptor where it is needed on. */
 static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, int *fd,
                     const struct stat *st, struct ob_dma_file **out)
 {
-    struct ob_dma_file *file = files->count < FILES_MAX ? calloc(1, sizeof(*file)) : NULL;
-    int rc = 0;
+    struct ob_dma_file *file;
+    struct statfs fs;
+    int rc = check_file(files, map, *fd, &fs);
 
+    if (rc < 0)
+        return rc;
+    file = calloc(1, sizeof(*file));
     if (!file)
         return -ENOMEM;
     file->dev = st->st_dev;
@@ -166,7 +189,7 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
     file->guard = -1;
     file->fd = -1;
     if (map->mode == OB_DMA_BY_MMAP)
-        rc = map_file(files, file, map, *fd, st);
+        rc = map_file(files, file, map, *fd, st, &fs);
     if (rc < 0) {
         free(file);
         return rc;
@@ -174,6 +197,9 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
     if (map->mode == OB_DMA_BY_FILE) {
         file->fd = *fd;
         *fd = -1;
+        files->nfds++;
+        if (is_memory(&fs))
+            list(files, file, st, map);
     }
     files->count++;
     *out = file;
@@ -183,7 +209,7 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
 /* syscalls: fstat, newfstatat */
 static int open_file(struct ob_dma_files *files, struct ob_dma_map *map, int *fd)
 {
-    struct ob_dma_file *file = NULL;
+    struct ob_dma_file *file;
     struct stat st;
     int rc;
 
@@ -193,9 +219,12 @@ static int open_file(struct ob_dma_files *files, struct ob_dma_map *map, int *fd
     if (!S_ISREG(st.st_mode) || map->offset > (uint64_t)st.st_size ||
         map->size > (uint64_t)st.st_size - map->offset)
         return -EINVAL;
-    if (map->mode == OB_DMA_BY_MMAP)
-        file = find(files, &st, map);
-    rc = file ? check_access(*fd, map->prot) : new_file(files, map, fd, &st, &file);
+    rc = check_access(*fd, map->prot);
+    if (rc < 0)
+        return rc;
+    file = find(files, &st, map);
+    if (!file)
+        rc = new_file(files, map, fd, &st, &file);
     if (rc < 0)
         return rc;
     file->refs++;
@@ -225,8 +254,10 @@ void ob_dma_file_close(struct ob_dma_files *files, struct ob_dma_file *file)
     ob_guard_del(file->guard);
     if (file->base)
         munmap(file->base, file->length);
-    if (file->fd >= 0)
+    if (file->fd >= 0) {
         close(file->fd);
+        files->nfds--;
+    }
     files->count--;
     free(file);
 }

@@ -49,6 +49,8 @@ void ob_dma_table_init(struct ob_dma_table *table)
 {
     pthread_mutex_init(&table->lock, NULL);
     table->wake_fd = -1;
+    table->max_count = OB_DMA_MAPS_MAX;
+    table->max_bytes = OB_DMA_BYTES_DEFAULT;
 }
 
 /* ---- Memory, which stays what it is ------------------------------------------------------- */
@@ -373,7 +375,7 @@ int ob_dma_table_insert(struct ob_dma_table *table, struct ob_dma_map *map)
 {
     struct ob_dma_leaf *fresh = NULL;
 
-    if (table->count == OB_DMA_MAPS_MAX)
+    if (table->count >= table->max_count)
         return -ENOSPC;
     if (table->nleaves == 0 && make_arrays(table) < 0)
         return -ENOMEM;

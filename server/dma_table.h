@@ -33,6 +33,7 @@ struct ob_dma_map {
     uint64_t session;        /* serial of the client's session */
     bool live;               /* atomic; it can be found */
     bool held;               /* the server's thread, while it sweeps */
+    bool counted;            /* in the bytes of the table */
     uint8_t prot;            /* OB_DMA_READ | OB_DMA_WRITE */
     uint8_t mode;            /* enum ob_dma_mode */
     struct ob_dma_map *next; /* free ones, leaving ones */
@@ -47,11 +48,14 @@ struct ob_dma_hold {
 
 #define OB_DMA_HOLD_BLOCKS 21u /* 64 slots, and each time as many as there were: 2^26 at most */
 #define OB_DMA_FILE_CHAINS 1024u
+#define OB_DMA_FILES_MAX   4096u /* behind the client's memory: each takes time to let go */
+#define OB_DMA_FDS_MAX     512u  /* of which so many are kept open: 1024 is a usual limit */
 
 struct ob_dma_files {
     struct ob_dma_file *chains[OB_DMA_FILE_CHAINS]; /* those that mappings can share */
-    uint32_t count;
-    uint64_t whole_bytes; /* address space they take */
+    uint32_t count, nfds;                           /* files; descriptors that are kept */
+    uint64_t whole_bytes;                           /* address space they take */
+    bool any;                                       /* not only of shared memory */
 };
 
 struct ob_dma_leaf;
@@ -65,7 +69,8 @@ struct ob_dma_table {
     struct ob_dma_leaf *free_leaves;
     struct ob_dma_map *free_maps;
     void *blocks; /* what leaves and mappings are made of, chained */
-    uint32_t count;
+    uint32_t count, max_count;
+    uint64_t bytes, max_bytes; /* of the mappings that have a file, until they are let go */
     struct ob_dma_map **cache; /* by page: where it was found last; may point to any mapping */
     uint32_t cache_bits;       /* 0: not used, as few mappings are found faster without */
 

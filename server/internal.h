@@ -58,6 +58,7 @@ struct ob_session {
     pid_t pid;
     struct ob_caps caps; /* the client's */
     uint64_t serial;     /* unlike any other session's */
+    bool told_refused;   /* of memory that was refused */
     bool doomed;
     char why[96]; /* it was */
     /* commands that came while a message DMA waited for its reply */

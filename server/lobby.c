@@ -96,6 +96,7 @@ static void offer(struct ob_session *session, struct ob_reply *reply,
     if (!with_json)
         return;
     ob_caps_offer(&caps);
+    caps.max_dma_maps = session->server->dma.max_count;
     caps.write_multiple &= session->caps.write_multiple;
     caps.mapped_order = session->caps.mapped_order && session->server->mapped_order;
     if (session->caps.twin_socket && session->caps.max_msg_fds > 0)

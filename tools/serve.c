@@ -66,6 +66,11 @@ static void print_device_help(const struct ob_served *device)
         "                          this option: on, as far as the kernel can do it\n"
         "  --user USER[:GROUP]     become that user, by name or number, and no other group's\n"
         "                          member; for servers that root starts\n"
+        "\nWhat its clients may do:\n"
+        "  --max-dma-maps N        mappings of their memory at a time (1 to 65535, the default)\n"
+        "  --max-dma-bytes SIZE    bytes of it that come with a file (default 64T)\n"
+        "  --dma-files memory|any  which files it may be in: shared memory only (default), or\n"
+        "                          also those of other file systems, for which we may wait\n"
         "\nOther:\n"
         "  --spin-us N             poll for at most N microseconds (0 to 10000, default 50)\n"
         "                          before sleeping, while requests come that fast; 0: never\n"
@@ -197,6 +202,8 @@ static int run_server(const struct serve_request *req, void *device, struct ob_s
     if (rc < 0)
         return fail(req->who, "cannot watch for signals: %s", strerror(-rc));
     ob_server_set_spin(server, req->spin_us);
+    ob_server_set_dma_limits(server, req->limits.maps, req->limits.bytes); /* checked before */
+    ob_server_set_dma_files(server, req->limits.files);
     int status = serve_offer(req->who, server, &req->place);
     if (!status)
         status = serve_start(req, device);

@@ -32,6 +32,13 @@ int serve_check_place(const char *who, const struct serve_place *place);
 /* Offers the server there. 0, or 1 after it has printed what is wrong and what to do. */
 int serve_offer(const char *who, struct ob_server *server, const struct serve_place *place);
 
+/* Of the client's memory. */
+struct serve_limits {
+    uint32_t maps;
+    uint64_t bytes;
+    enum ob_dma_file_kinds files;
+};
+
 enum serve_sandbox { SANDBOX_IF_POSSIBLE, SANDBOX_ON, SANDBOX_OFF };
 
 /* What a command line asks for. */
@@ -42,6 +49,7 @@ struct serve_request {
     unsigned spin_us;
     enum serve_sandbox sandbox;
     struct serve_owner user; /* to become */
+    struct serve_limits limits;
     bool help, capabilities, verbose;
     int argc; /* what is left for the device; argv is to be freed */
     char **argv;

@@ -20,6 +20,9 @@ enum {
     OPT_ALLOW_UID,
     OPT_SANDBOX,
     OPT_USER,
+    OPT_MAX_DMA_MAPS,
+    OPT_MAX_DMA_BYTES,
+    OPT_DMA_FILES,
     OPT_SPIN_US,
     OPT_CAPABILITIES,
     OPT_VERBOSE,
@@ -34,6 +37,9 @@ static const struct option own_options[] = {
     { "allow-uid", required_argument, NULL, OPT_ALLOW_UID },
     { "sandbox", required_argument, NULL, OPT_SANDBOX },
     { "user", required_argument, NULL, OPT_USER },
+    { "max-dma-maps", required_argument, NULL, OPT_MAX_DMA_MAPS },
+    { "max-dma-bytes", required_argument, NULL, OPT_MAX_DMA_BYTES },
+    { "dma-files", required_argument, NULL, OPT_DMA_FILES },
     { "spin-us", required_argument, NULL, OPT_SPIN_US },
     { "print-capabilities", no_argument, NULL, OPT_CAPABILITIES },
     { "verbose", no_argument, NULL, OPT_VERBOSE },
@@ -114,6 +120,32 @@ static int take_socket_owner(struct serve_request *req, const char *text)
     return status;
 }
 
+/* What a client may do with its memory. */
+static int take_limit(struct serve_request *req, int opt)
+{
+    struct serve_limits *limits = &req->limits;
+    long long number;
+
+    switch (opt) {
+    case OPT_MAX_DMA_MAPS:
+        if (!parse_number(optarg, 10, 1, OB_DMA_MAPS_MAX, &number))
+            return fail_usage(req->who, "--max-dma-maps takes a number from 1 to %u, not '%s'",
+                              OB_DMA_MAPS_MAX, optarg);
+        limits->maps = (uint32_t)number;
+        return 0;
+    case OPT_MAX_DMA_BYTES:
+        if (ob_parse_size(optarg, &limits->bytes) < 0)
+            return fail_usage(req->who, "--max-dma-bytes takes a size such as 16G, not '%s'",
+                              optarg);
+        return 0;
+    default:
+        limits->files = strcmp(optarg, "any") == 0 ? OB_DMA_FILES_ANY : OB_DMA_FILES_MEMORY;
+        if (limits->files == OB_DMA_FILES_MEMORY && strcmp(optarg, "memory") != 0)
+            return fail_usage(req->who, "--dma-files takes memory or any, not '%s'", optarg);
+        return 0;
+    }
+}
+
 static int take_option(struct serve_request *req, int opt)
 {
     long long number;
@@ -147,6 +179,10 @@ static int take_option(struct serve_request *req, int opt)
         return 0;
     case OPT_USER:
         return take_user(req, optarg);
+    case OPT_MAX_DMA_MAPS:
+    case OPT_MAX_DMA_BYTES:
+    case OPT_DMA_FILES:
+        return take_limit(req, opt);
     case OPT_SPIN_US:
         if (!parse_number(optarg, 10, 0, OB_SPIN_US_MAX, &number))
             return fail_usage(req->who, "--spin-us takes 0 to %u microseconds, not '%s'",
@@ -250,6 +286,8 @@ int serve_parse(int argc, char **argv, struct serve_request *out)
     struct serve_request req = { .who = "serve",
                                  .place = { .fd = -1, .owner = { SERVE_NO_ID, SERVE_NO_ID } },
                                  .spin_us = OB_SPIN_US_DEFAULT,
+                                 .limits = { OB_DMA_MAPS_MAX, OB_DMA_BYTES_DEFAULT,
+                                             OB_DMA_FILES_MEMORY },
                                  .user = { SERVE_NO_ID, SERVE_NO_ID } };
     struct parser parser = { .req = &req };
     char **operands = calloc((size_t)argc, sizeof(*operands));

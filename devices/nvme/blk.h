@@ -80,9 +80,6 @@ void blk_unlock(struct blk *blk);
 /* Whether the lock is also the kernel's claim on a block device, for which that is opened again. */
 bool blk_claims(const struct blk *blk);
 
-/* A number with one of the suffixes K, M, G, T (powers of 1024). 0 or -EINVAL. */
-int blk_parse_size(const char *text, uint64_t *out);
-
 /* A list in order of arrival. */
 struct blk_fifo {
     struct blk_req *first, *last;

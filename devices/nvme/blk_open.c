@@ -23,6 +23,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "devices/device.h"
+
 __attribute__((format(printf, 4, 5))) static int fail(char *errbuf, size_t size, int rc,
                                                       const char *fmt, ...)
 {
@@ -32,30 +34,6 @@ __attribute__((format(printf, 4, 5))) static int fail(char *errbuf, size_t size,
     vsnprintf(errbuf, size, fmt, ap);
     va_end(ap);
     return rc;
-}
-
-int blk_parse_size(const char *text, uint64_t *out)
-{
-    static const char suffixes[] = "KMGT";
-    unsigned shift = 0;
-    char *end;
-
-    if (text[0] < '0' || text[0] > '9')
-        return -EINVAL;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (errno)
-        return -EINVAL;
-    if (*end) {
-        const char *suffix = strchr(suffixes, *end & ~0x20); /* either case */
-        if (!suffix || end[1])
-            return -EINVAL;
-        shift = 10 * (unsigned)(suffix - suffixes + 1);
-    }
-    if (value > (uint64_t)INT64_MAX >> shift)
-        return -EINVAL;
-    *out = value << shift;
-    return 0;
 }
 
 static int open_volatile(const char *image, bool read_only, struct blk **out, char *errbuf,
@@ -71,7 +49,7 @@ static int open_volatile(const char *image, bool read_only, struct blk **out, ch
     const char *length = strchr(image, ':') + 1;
     int rc;
 
-    if (blk_parse_size(length, &base.size) < 0)
+    if (ob_parse_size(length, &base.size) < 0)
         return fail(errbuf, size, -EINVAL, "'%s' is not a size: write it like 512M or 4G", length);
     snprintf(base.about, sizeof(base.about), discard ? "discards all data" : "in memory");
     rc = blk_mem_new(&base, discard, out);

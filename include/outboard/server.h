@@ -220,6 +220,22 @@ void ob_dma_put(struct ob_server *server, struct ob_dma_ref *ref);
  */
 int ob_dma_read(struct ob_server *server, uint64_t address, void *data, uint64_t len);
 int ob_dma_write(struct ob_server *server, uint64_t address, const void *data, uint64_t len);
+/*
+ * What the client may map at a time: mappings (1 to OB_DMA_MAPS_MAX, which is the default; the
+ * client is told), and bytes of those that come with a file. For more it gets ENOSPC. Before the
+ * server is offered, else -EINVAL. Since 0.1.
+ */
+#define OB_DMA_BYTES_DEFAULT ((uint64_t)64 << 40)
+int ob_server_set_dma_limits(struct ob_server *server, uint32_t max_maps, uint64_t max_bytes);
+
+/*
+ * Which files the client's memory may be in: those of shared memory only (memfd, tmpfs, huge pages;
+ * the default), or of any file system. A file system that is the client's own, or that waits for a
+ * network, makes this process wait for as long as it likes. Since 0.1.
+ */
+enum ob_dma_file_kinds { OB_DMA_FILES_MEMORY, OB_DMA_FILES_ANY };
+void ob_server_set_dma_files(struct ob_server *server, enum ob_dma_file_kinds kinds);
+
 /* Deadline of a message DMA; default 5000. */
 void ob_server_set_timeout(struct ob_server *server, int timeout_ms);
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a server has given up when it serves."""
 import ctypes
+import errno
 import os
 import pathlib
 import pwd
@@ -14,7 +15,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import BUILD, OUTBOARD, ROOT, case, main, skip
-from peer import SET_IRQS, Peer
+from peer import DMA_MAP, SET_IRQS, Peer, Refused
 from servers import Server, refused
 from traced import call, dies_of, threads
 
@@ -317,6 +318,55 @@ def _(tmp):
         refused(1, "you may not give a socket to that user or group: only root may", "null", tmp / "s",
                 "--socket-owner=root", user=NOBODY, group=NOBODY, extra_groups=[])
     assert not list(tmp.iterdir())
+
+
+# ---- What clients may do --------------------------------------------------------------------------------------------
+
+def dma_map(peer, address, size, fd):
+    """The errno, or 0."""
+    try:
+        peer.ask(DMA_MAP, struct.pack("<IIQQQ", 32, 3, 0, address, size), [fd])
+    except Refused as why:
+        return why.errno
+    return 0
+
+
+@case("limits-of-the-clients-memory-are-kept-and-said")
+def _(tmp):
+    memory = os.memfd_create("memory")
+    os.truncate(memory, 1 << 20)
+    with Server("null", tmp / "s", "--max-dma-maps=2", "--max-dma-bytes=64K") as server:
+        with Peer(tmp / "s") as peer:
+            assert peer.capabilities["max_dma_maps"] == 2
+            assert [dma_map(peer, 1 << 40, 65537, memory), dma_map(peer, 0, 65536, memory),
+                    dma_map(peer, 1 << 40, 1, memory)] == [errno.ENOSPC, 0, errno.ENOSPC]
+            said = server.wait_for_line(" is refused: ")
+            assert said == ("outboard serve null: memory of the client at 0x10000000000 is refused: it is more than "
+                            "this server keeps\n"), said
+        assert server.end(signal.SIGTERM)[0] == 0
+    os.close(memory)
+
+
+@case("memory-in-a-file-of-a-disk-is-taken-with-dma-files-any")
+def _(tmp):
+    if subprocess.run(["stat", "-f", "-c", "%T", tmp], capture_output=True, text=True).stdout == "tmpfs\n":
+        skip("here, temporary files are memory")
+    for kind, expected in (("memory", errno.EPERM), ("any", 0)):
+        with open(tmp / "memory", "wb+") as file, Server("null", tmp / "s", "--dma-files", kind) as server:
+            file.truncate(1 << 20)
+            with Peer(tmp / "s") as peer:
+                assert dma_map(peer, 0, 65536, file.fileno()) == expected, kind
+                if expected:
+                    server.wait_for_line(": its file is not shared memory (tmpfs, hugetlbfs)")
+            assert server.end(signal.SIGTERM)[0] == 0
+
+
+@case("wrong-limits-are-refused")
+def _(tmp):
+    refused(2, "--max-dma-maps takes a number from 1 to 65535, not '0'", "null", tmp / "s", "--max-dma-maps=0")
+    refused(2, "--max-dma-maps takes a number from 1 to 65535, not '65536'", "null", tmp / "s", "--max-dma-maps=65536")
+    refused(2, "--max-dma-bytes takes a size such as 16G, not '16X'", "null", tmp / "s", "--max-dma-bytes=16X")
+    refused(2, "--dma-files takes memory or any, not 'all'", "null", tmp / "s", "--dma-files=all")
 
 
 # ---- The list of system calls ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json
 import socket
 import struct
 
-VERSION, SET_IRQS, REGION_READ, REGION_WRITE = 1, 8, 9, 10
+VERSION, DMA_MAP, SET_IRQS, REGION_READ, REGION_WRITE = 1, 2, 8, 9, 10
 HEADER = struct.Struct("<HHIII")
 FLAG_REPLY, FLAG_ERROR = 0x1, 0x20
 
@@ -31,7 +31,8 @@ class Peer:
             if self.socket is not where:
                 self.socket.connect(str(where))
             capabilities = json.dumps({"capabilities": {"max_msg_fds": 8}}).encode() + b"\0"
-            self.ask(VERSION, struct.pack("<HH", 0, 0) + capabilities)
+            reply = self.ask(VERSION, struct.pack("<HH", 0, 0) + capabilities)
+            self.capabilities = json.loads(reply[4:].rstrip(b"\0"))["capabilities"]
         except BaseException:
             self.socket.close()
             raise
