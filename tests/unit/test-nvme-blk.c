@@ -50,10 +50,12 @@ static void view_ring(int fd, struct io_uring *view)
 
 static int ask_ring(struct io_uring *view, const struct io_uring_sqe *what)
 {
+    struct io_uring_sqe *sqe = io_uring_get_sqe(view);
     struct io_uring_cqe *cqe;
     int res;
 
-    *io_uring_get_sqe(view) = *what;
+    CHECK(sqe);
+    *sqe = *what;
     CHECK_INT(io_uring_submit_and_wait(view, 1), 1);
     CHECK_INT(io_uring_peek_cqe(view, &cqe), 0);
     res = cqe->res;

@@ -276,7 +276,7 @@ static void open_nothing(void *opaque)
 
 TEST(no_files, "landlock-alone-leaves-nothing-to-be-opened")
 {
-    struct files f;
+    struct files f = { .image_fd = -1 };
 
     make_files(&f);
     expect_exit_0(in_child(open_nothing, &f));
@@ -304,7 +304,7 @@ static void open_what_is_needed(void *opaque)
 
 TEST(needed_files, "the-image-is-opened-again-and-the-socket-removed-where-that-is-needed")
 {
-    struct files f;
+    struct files f = { .image_fd = -1 };
 
     make_files(&f);
     expect_exit_0(in_child(open_what_is_needed, &f));

@@ -242,7 +242,7 @@ TEST(too_many, "more-files-than-are-let-go-in-time-are-refused")
 
 TEST(kept, "a-file-for-file-io-is-kept-once-and-not-too-many-are")
 {
-    int fd = peer_memfd(64 * PAGE), fds = test_count_fds();
+    int fd = peer_memfd(64 * PAGE), fds;
     struct fixture f;
 
     start(&f);
