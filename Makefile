@@ -2,10 +2,11 @@
 # The front door. Everything is built by meson and ninja in $(BUILD).
 BUILD ?= build
 PREFIX ?= /usr/local
+TIME ?= 60
 DEPS = scripts/install-dependencies
 MESON = /usr/bin/python3 /usr/bin/meson
 
-.PHONY: all check demo shell bench fuzz docs install clean help
+.PHONY: all check stress demo shell bench fuzz docs install clean help
 .DEFAULT_GOAL = all
 
 all:                ## build everything in build/
@@ -17,6 +18,9 @@ check: all          ## all tests; ends with `N passed, N failed`
 	@$(DEPS) qemu guest check
 	@$(BUILD)/tools/outboard qemu --print-plugin >/dev/null
 	@scripts/check $(BUILD)
+
+stress: all         ## random threads and commands: TIME=SECONDS, SEED=NUMBER
+	@TIME=$(TIME) SEED=$(SEED) tests/run --build $(BUILD) 'stress/*' 'server-model/random*'
 
 demo: all           ## a Linux guest in a stock QEMU uses a disk of another process
 	@$(DEPS) qemu guest
