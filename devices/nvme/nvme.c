@@ -152,6 +152,7 @@ static int lock_image(struct nvme_ctrl *c, bool wait, char *errbuf, size_t size)
 /* What can be made only where the server is, or ends with it. */
 static void take_down(struct nvme_ctrl *c, struct nvme_state_file *file)
 {
+    nvme_migration_end(c);
     nvme_hard_reset(c);
     nvme_schedule_fini(c);
     ob_server_free(c->server);
@@ -275,7 +276,6 @@ static int destroy(void *opaque)
     if (rc == 0 && c->lost)
         rc = -EIO;
     nvme_file_stop(c); /* with a guest that will go on, and what it must know of the flush */
-    nvme_migration_end(c);
     take_down(c, file);
     return rc;
 }

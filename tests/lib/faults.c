@@ -7,6 +7,7 @@
 #include <liburing.h>
 #include <poll.h>
 #include <pthread.h>
+#include <search.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -186,6 +187,11 @@ WRAP_ALLOC(malloc, (size_t size), (size))
 WRAP_ALLOC(calloc, (size_t count, size_t size), (count, size))
 WRAP_ALLOC(aligned_alloc, (size_t alignment, size_t size), (alignment, size))
 
+/* What a tree allocates is its own. */
+WRAP(FAULT_MEMORY, void *, tsearch, NULL,
+     (const void *key, void **root, int (*compare)(const void *, const void *)),
+     (key, root, compare), ENOMEM)
+
 REPLACE(void *, realloc, (void *old, size_t size))
 {
     void *got = NULL;
@@ -306,6 +312,21 @@ int __wrap_open64(const char *path, int flags, ...)
                : __real_open64(path, flags, mode);
 }
 
+int __real_openat64(int dir, const char *path, int flags, ...);
+int __wrap_openat64(int dir, const char *path, int flags, ...);
+int __wrap_openat64(int dir, const char *path, int flags, ...)
+{
+    va_list ap;
+    int mode;
+
+    va_start(ap, flags);
+    mode = va_arg(ap, int);
+    va_end(ap);
+    return fails(NEXT("openat", FAULT_KERNEL, EMFILE, ENOMEM))
+               ? -1
+               : __real_openat64(dir, path, flags, mode);
+}
+
 WRAP(FAULT_SOCKET, int, socket, -1, (int domain, int type, int protocol), (domain, type, protocol),
      EMFILE, ENOBUFS)
 WRAP(FAULT_SOCKET, int, socketpair, -1, (int domain, int type, int protocol, int *fds),
@@ -376,6 +397,8 @@ WRAP(FAULT_FILE, ssize_t, pread64, -1, (int fd, void *data, size_t len, off_t at
      (fd, data, len, at), EIO, EINTR)
 WRAP(FAULT_FILE, ssize_t, pwrite64, -1, (int fd, const void *data, size_t len, off_t at),
      (fd, data, len, at), EIO, ENOSPC, EINTR)
+WRAP_RC(FAULT_FILE, posix_fallocate64, +, (int fd, off_t at, off_t size), (fd, at, size), ENOSPC,
+        EINTR, ENODEV)
 WRAP_IOV(preadv64, (int fd, const struct iovec *iov, int n, off_t at), (fd, iov, n, at),
          (fd, &cut, 1, at), SHORT, EIO, EINTR)
 WRAP_IOV(pwritev64, (int fd, const struct iovec *iov, int n, off_t at), (fd, iov, n, at),

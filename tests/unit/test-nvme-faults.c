@@ -23,31 +23,37 @@ static void no_log(void *opaque, enum ob_log_level level, const char *line)
     (void)opaque, (void)level, (void)line;
 }
 
+/* Builds the disk and takes it down. Its status; the sentence is in why. */
+static int build_once(const char *const *args, char *why, size_t size)
+{
+    char *argv[8] = { "nvme" }, banner[256];
+    struct ob_server *server;
+    void *device;
+    int argc = 1, status;
+
+    while (args[argc - 1]) {
+        argv[argc] = (char *)args[argc - 1];
+        argc++;
+    }
+    why[0] = '\0';
+    optind = 0;
+    status = ob_served_nvme.create(argc, argv, no_log, &device, &server, banner, sizeof(banner),
+                                   why, size);
+    if (status == 0)
+        CHECK_INT(ob_served_nvme.destroy(device), 0);
+    return status;
+}
+
 static void build(void *opaque)
 {
-    const char *const *args = opaque;
+    char why[256];
+    int status = 1;
 
-    for (unsigned tries = 0;; tries++) {
-        char *argv[8] = { "nvme" }, banner[256], why[256] = "";
-        struct ob_server *server;
-        void *device;
-        int argc = 1, status, rc;
-
-        while (args[argc - 1]) {
-            argv[argc] = (char *)args[argc - 1];
-            argc++;
-        }
-        optind = 0;
+    for (unsigned tries = 0; status; tries++) {
         faults_enter();
-        status = ob_served_nvme.create(argc, argv, no_log, &device, &server, banner, sizeof(banner),
-                                       why, sizeof(why));
-        rc = status ? 0 : ob_served_nvme.destroy(device);
+        status = build_once(opaque, why, sizeof(why));
         faults_leave();
-        if (rc)
-            test_fail(__FILE__, __LINE__, "destroy: %d after: %s", rc, faults_what());
-        if (!status)
-            break;
-        if (!faults_hit() || tries || status != 1 || !why[0])
+        if (status && (!faults_hit() || tries || status != 1 || !why[0]))
             test_fail(__FILE__, __LINE__, "%d: \"%s\" after: %s", status, why, faults_what());
     }
 }
@@ -68,6 +74,36 @@ TEST(build_memory, "disk-in-memory-is-built-or-refused-with-each-failing-call")
 TEST(build_uring, "disk-by-uring-is-built-or-refused-with-each-failing-call")
 {
     try_build(host_image("image", 1 << 20, 0), "--aio", "uring");
+}
+
+/* What one that failed has left behind must be no obstacle to the next. */
+static void build_fresh(void *opaque)
+{
+    const char *const *args = opaque;
+
+    unlink(args[2]);
+    build(opaque);
+}
+
+static void build_again(void *opaque)
+{
+    const char *const *args = opaque;
+    char why[256];
+
+    unlink(args[2]);
+    CHECK_INT(build_once(args, why, sizeof(why)), 0);
+    build(opaque);
+}
+
+TEST(build_state, "disk-with-a-state-file-is-built-or-refused-with-each-failing-call")
+{
+    char state[128];
+    const char *args[] = { host_image("image", 1 << 20, 0), "--state", state, NULL };
+
+    snprintf(state, sizeof(state), "%s/state", test_tmpdir());
+    faults_init();
+    faults_try_all(FAULTS_MAIN, FAULT_ALL, build_fresh, args);
+    faults_try_all(FAULTS_MAIN, FAULT_ALL, build_again, args);
 }
 
 TEST(build_auto, "disk-by-any-means-is-built-or-refused-with-each-failing-call")
@@ -149,7 +185,7 @@ TEST(maps, "client-maps-the-doorbells-and-sets-eventfds-with-each-failing-call")
 /* ---- Work ---------------------------------------------------------------------------------- */
 
 struct disk {
-    const char *image, *aio;
+    const char *image, *option, *value;
 };
 
 /* A command that failed because of the fault works when it comes again. */
@@ -216,7 +252,9 @@ static void work(void *opaque)
     uint32_t at, range;
 
     faults_hold(true);
-    host_start(&h, disk->image, "--aio", disk->aio);
+    if (strcmp(disk->option, "--state") == 0)
+        unlink(disk->value);
+    host_start(&h, disk->image, disk->option, disk->value);
     at = host_pages(&h, BYTES / NVME_PAGE);
     range = host_pages(&h, 1);
     host_pattern(data, BYTES, 7);
@@ -244,24 +282,32 @@ static void work(void *opaque)
     faults_hold(false);
 }
 
-static void try_work(const char *image, const char *aio)
+static void try_work(const char *image, const char *option, const char *value)
 {
     faults_init();
     faults_try_all(FAULTS_OTHERS, FAULT_MEMORY | FAULT_FILE | FAULT_KERNEL, work,
-                   &(struct disk){ .image = image, .aio = aio });
+                   &(struct disk){ image, option, value });
 }
 
 TEST_TIMEOUT(work_memory, "disk-in-memory-works-on-after-each-failing-call", 120)
 {
-    try_work("mem:1M", "auto");
+    try_work("mem:1M", "--aio", "auto");
 }
 
 TEST_TIMEOUT(work_uring, "disk-by-uring-works-on-after-each-failing-call", 120)
 {
-    try_work(host_image("image", 1 << 20, 0), "uring");
+    try_work(host_image("image", 1 << 20, 0), "--aio", "uring");
 }
 
 TEST_TIMEOUT(work_threads, "disk-by-threads-works-on-after-each-failing-call", 120)
 {
-    try_work(host_image("image", 1 << 20, 0), "threads");
+    try_work(host_image("image", 1 << 20, 0), "--aio", "threads");
+}
+
+TEST_TIMEOUT(work_state, "disk-with-a-state-file-works-on-after-each-failing-call", 120)
+{
+    char state[128];
+
+    snprintf(state, sizeof(state), "%s/state", test_tmpdir());
+    try_work(host_image("image", 1 << 20, 0), "--state", state);
 }
