@@ -26,6 +26,13 @@ def test_library(tools):
     return guest, fakedevice
 
 
+def boot(tools, guest, qemu_args, *devices):
+    """Of the image that guest.boot() takes, with the same accelerator."""
+    _, name = guest.accelerator(guest.image.build_image("cloud", tools.build))
+    tools.accelerator = name.partition(",")[0].lower()
+    return guest.boot(tools.tmp, *devices, qemu_args=qemu_args)
+
+
 def address(slot):
     return f"0000:00:{slot:02x}.0"
 
@@ -113,7 +120,7 @@ def linux(tools):
         slow_path = tools.tmp / "slow.sock"
         stack.enter_context(slow_device(fakedevice, slow_path))
         slow = slots.outboard(slow_path)
-        vm = stack.enter_context(guest.boot(tools.tmp, qemu_args=slots.args))
+        vm = stack.enter_context(boot(tools, guest, slots.args))
         bind_uio(vm)
 
         def take():
@@ -157,7 +164,7 @@ def nvme(tools):
                 out.write(os.urandom(1 << 20))
     own = ["-drive", f"file={images[1]},if=none,id=d,format=raw,aio=io_uring", "-device", "nvme,drive=d,serial=own"]
     with tools.serve("nvme", images[0], "--serial=outboard") as (path, _), \
-            guest.boot(tools.tmp, f"vfio-user-pci,socket={path}", qemu_args=own) as vm:
+            boot(tools, guest, own, f"vfio-user-pci,socket={path}") as vm:
         disks = {serial: vm.run(f"cd /sys/block && grep -l {serial} nvme*/device/serial").split("/")[0]
                  for serial in ("outboard", "own")}
 

@@ -10,9 +10,15 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 
 from sample import Skip, sample
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests/lib"))
+import spdk  # noqa: E402
 
 DEADLINE_S = 120
 CPUS = sorted(os.sched_getaffinity(0))
@@ -24,6 +30,7 @@ class Tools:
     def __init__(self, build, tmp, short):
         self.build, self.tmp, self.short = build, tmp, short
         self.outboard = build / "tools/outboard"
+        self.accelerator = None  # of the guests, once one has been booted
 
     def program(self, name):
         path = self.build / "bench" / name
@@ -109,13 +116,12 @@ def floors(tools):
 PLACES = {"one-core": (0, 0, 0), "two-cores": (0, 1, 0), "spinning": (0, 1, 50)}
 
 
-def libvfio_user_gpio():
-    """The sample of a device that libvfio-user's build has, or None."""
-    build = os.environ.get("OUTBOARD_LIBVFIO_USER")
-    found = build and shutil.which("gpio-pci-idio-16", path=f"{build}/samples")
-    if build and not found:
-        raise Skip(f"OUTBOARD_LIBVFIO_USER={build} has no samples/gpio-pci-idio-16")
-    return found
+def peer_program(variable, name):
+    """The program of that name in the build that the variable names, or None."""
+    build = os.environ.get(variable)
+    if build and not os.access(f"{build}/{name}", os.X_OK):
+        raise Skip(f"{variable}={build} has no {name}")
+    return build and f"{build}/{name}"
 
 
 @contextlib.contextmanager
@@ -143,7 +149,7 @@ def region(tools):
                 yield from taken(tools.bench(path, "--region", 2, "--count", 1, "--only", only, *spinning,
                                              cpu=CPUS[here]), place, spin)
     subjects = {"outboard": lambda: take(None)}
-    peer = libvfio_user_gpio()
+    peer = peer_program("OUTBOARD_LIBVFIO_USER", "samples/gpio-pci-idio-16")
     if peer:
         subjects["libvfio-user"] = lambda: take(peer)
     yield subjects
@@ -273,20 +279,31 @@ def nvme(tools):
             out.write(os.urandom(1 << 20))
         os.fsync(out.fileno())
 
-    def iops(path, depth, *more):
-        return json.loads(tools.run(driver, path, "--depth", depth, "--seconds", seconds, *more)[-1])["iops"]
+    def iops(path, depth, *more, cpu=None):
+        return json.loads(tools.run(driver, path, "--depth", depth, "--seconds", seconds, *more, cpu=cpu)[-1])["iops"]
 
+    def memory(path):
+        for depth in (1, 32):
+            floor = 1e9 / tools.spinning_floor()["median"]
+            yield sample(f"nvme/memory-depth-{depth}", "IOPS", [iops(path, depth, cpu=CPUS[0])], "spinning ping-pong",
+                         [floor])
+
+    def take_target():
+        """A core of its own, as we have, but only while it is measured."""
+        where = pathlib.Path(tempfile.mkdtemp(dir=tools.tmp))
+        with tools.process(*spdk.target(target, where, 256, CPUS[-1]), cwd=where, socket_path=where / "cntrl"):
+            yield from memory(where / "cntrl")
+
+    target = peer_program("OUTBOARD_SPDK", "bin/nvmf_tgt")
     with tools.serve("nvme", image, "--cache", "none") as (file_path, _), \
-         tools.serve("nvme", "mem:256M") as (memory_path, _):
+         tools.serve("nvme", "mem:256M", cpu=CPUS[-1]) as (memory_path, _):
         def take():
             for depth in (1, 32):
                 floor = fio_iops(tools, image, depth, seconds)
                 yield sample(f"nvme/file-depth-{depth}", "IOPS", [iops(file_path, depth, "--interrupts")], "fio, io_uring",
                              [floor])
-                floor = 1e9 / tools.spinning_floor()["median"]
-                yield sample(f"nvme/memory-depth-{depth}", "IOPS", [iops(memory_path, depth)], "spinning ping-pong",
-                             [floor])
-        yield {"outboard": take}
+            yield from memory(memory_path)
+        yield {"outboard": take, **({"SPDK": take_target} if target else {})}
 
 
 # What each group measures, as patterns of the table's names.

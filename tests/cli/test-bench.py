@@ -159,6 +159,10 @@ def _(tmp):
         assert one["rounds"] == report["rounds"] == 2 and one["floor"]["name"] and one["noise"] >= 0, one
         assert f"{one['name']} " in done.stdout
     assert all(one["why"] for one in report["skipped"])
+    in_guest = any(one["name"].startswith("guest/") for one in report["results"])
+    assert report["machine"]["accelerator"] in (("kvm", "tcg") if in_guest else (None,)), report["machine"]
+    peers = {one["subject"] for one in report["results"]} | set(re.findall("^(.*) is not measured: OUTBOARD_", done.stdout, re.M))
+    assert {"libvfio-user", "QEMU 11", "SPDK"} <= peers, done.stdout
     drawing = xml.etree.ElementTree.parse(tmp / "svg").getroot()
     words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert "region/read-one-core (outboard)" in words and "dma/map-unmap/N: cost of each against N" in words, words

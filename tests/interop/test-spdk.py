@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """With SPDK, both ways: its NVMe target, and its driver. OUTBOARD_SPDK names its build folder, with programs in bin/."""
 import contextlib
-import json
 import pathlib
 import re
 import subprocess
@@ -12,35 +11,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main  # noqa: E402
 from guest import MIB, boot, fio_verify, serve  # noqa: E402
 from peers import check, info, peer_server, program  # noqa: E402
-
-NQN = "nqn.2026-01.example:disk"
-MEMORY = ("--no-huge", "-s", "1024")
-
+from spdk import MEMORY, NQN, config, target  # noqa: E402
 
 def spdk(name):
     return program("OUTBOARD_SPDK", f"bin/{name}")
 
 
-def config(path, **subsystems):
-    """A file that SPDK's programs start with, of the calls that each subsystem gets."""
-    path.write_text(json.dumps({"subsystems": [
-        {"subsystem": name, "config": [{"method": method, "params": params} for method, params in calls]}
-        for name, calls in subsystems.items()]}))
-    return path
-
-
 @contextlib.contextmanager
-def target(tmp):
-    """Its socket. It polls: a core is busy while it runs."""
-    words = [spdk("nvmf_tgt"), *MEMORY, "--no-pci", "--disable-cpumask-locks", "-m", "0x1", "-r", tmp / "rpc.sock", "-c", config(
-        tmp / "target.json",
-        bdev=[("bdev_malloc_create", {"name": "Malloc0", "num_blocks": 64 * MIB // 512, "block_size": 512})],
-        nvmf=[("nvmf_create_transport", {"trtype": "VFIOUSER"}),
-              ("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True, "serial_number": "SPDK0"}),
-              ("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": "Malloc0"}}),
-              ("nvmf_subsystem_add_listener",
-               {"nqn": NQN, "listen_address": {"trtype": "VFIOUSER", "traddr": str(tmp)}})])]
-    with peer_server(tmp, words, tmp / "cntrl", start_timeout_s=30):
+def running_target(tmp):
+    """Its socket."""
+    with peer_server(tmp, target(spdk("nvmf_tgt"), tmp, 64), tmp / "cntrl", start_timeout_s=30):
         yield tmp / "cntrl"
 
 
@@ -65,7 +45,7 @@ def transport(tmp):
 
 @case("library-describes-its-target", 90)
 def _(tmp):
-    with target(tmp) as path:
+    with running_target(tmp) as path:
         for _ in range(3):
             found = info(path)
             assert found["vendor_id"] == 0x4E58 and found["regions"][0]["mappable"], found
@@ -73,14 +53,14 @@ def _(tmp):
 
 @case("linux-uses-its-target-through-our-device", 240)
 def _(tmp):
-    with target(tmp) as path, boot(tmp, f"vfio-user-pci,socket={path}") as vm:
+    with running_target(tmp) as path, boot(tmp, f"vfio-user-pci,socket={path}") as vm:
         fio_verify(vm, jobs=2, size_mib=8)
         assert vm.run("cat /sys/class/nvme/nvme0/serial").strip() == "SPDK0"
 
 
 @case("conformance-suite-and-its-target-survive-each-other", 260)
 def _(tmp):
-    with target(tmp) as path:
+    with running_target(tmp) as path:
         check(path, 320)
         assert info(path)["vendor_id"] == 0x4E58
 
