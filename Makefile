@@ -37,7 +37,7 @@ bench: all          ## measure, each thing beside its floor (docs/performance.md
 fuzz:               ## look for inputs that break something, TIME seconds (default 60)
 	@$(DEPS) build check
 	@scripts/build-fuzz $(BUILD)-fuzz
-	@nice fuzz/run --build $(BUILD)-fuzz --time $(or $(TIME),60) $(TARGET)
+	@nice fuzz/run --build $(BUILD)-fuzz --time $(TIME) $(TARGET)
 
 docs: all           ## write the tables of docs/protocol.md anew
 	@$(BUILD)/docs/protocol-tables <docs/protocol.md >$(BUILD)/docs/protocol.md
