@@ -280,6 +280,13 @@ void ob_io_release(struct ob_server *server);
 void ob_io_detach(struct ob_server *server);
 void ob_io_fini(struct ob_server *server);
 
+/* ---- signal.c ----------------------------------------------------------------------------- */
+
+/* Before anything else; may be called again. */
+void ob_signal_init(void);
+/* Adds one to the eventfd's counter, or leaves it full. Never blocks. In any thread. */
+void ob_signal_eventfd(int fd);
+
 /* ---- irqs.c ------------------------------------------------------------------------------- */
 
 void ob_irqs_fini(struct ob_server *server);

@@ -10,7 +10,6 @@
 #include "server/internal.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -25,21 +24,6 @@ struct ob_irq_watch {
     int fd;
 };
 
-/*
- * The counter belongs to the client as well. Filled to the brim it would make a write block, so
- * that is looked at first; it is signalled then anyway. A client that fills it between the two
- * blocks us until it reads or a signal comes, which is why an interrupted write is not repeated.
- */
-/* syscalls: poll, ppoll, write */
-static void signal_eventfd(int fd)
-{
-    static const uint64_t one = 1;
-    struct pollfd p = { .fd = fd, .events = POLLOUT };
-
-    if (poll(&p, 1, 0) == 1 && (p.revents & POLLOUT))
-        (void)!write(fd, &one, sizeof(one));
-}
-
 /* Signals what is due. */
 static void deliver_locked(struct ob_irq *irq, struct ob_irq_vector *v)
 {
@@ -48,7 +32,7 @@ static void deliver_locked(struct ob_irq *irq, struct ob_irq_vector *v)
     v->pending = false;
     if (irq->flags & OB_IRQ_AUTOMASKED)
         v->masked |= OB_MASKED_BY_CLIENT;
-    signal_eventfd(v->fd);
+    ob_signal_eventfd(v->fd);
 }
 
 static void set_mask_locked(struct ob_irq *irq, uint32_t vector, enum ob_irq_mask by, bool mask)

@@ -158,6 +158,7 @@ struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
     ob_server_set_spin(server, OB_SPIN_US_DEFAULT);
     for (unsigned i = 0; i < OB_REGIONS_MAX; i++)
         server->regions[i].fd = -1;
+    ob_signal_init();
     ob_dma_table_init(&server->dma);
     pthread_mutex_init(&server->irq_lock, NULL);
     ob_dirty_init(&server->dirty);

@@ -282,6 +282,59 @@ TEST(full_counter, "full-eventfd-does-not-block")
     close(fd);
 }
 
+/* Fills the counter again and again; ends when nothing was signalled for a while, or it was told.
+ */
+struct filler {
+    int fd;
+    uint32_t signalled; /* by the device, so far */
+    bool stop, blocked;
+};
+
+static void *keep_full(void *opaque)
+{
+    static const uint64_t brim = 0xfffffffffffffffe;
+    struct filler *f = opaque;
+    uint64_t count;
+
+    while (!__atomic_load_n(&f->stop, __ATOMIC_RELAXED) && !f->blocked) {
+        uint32_t before = __atomic_load_n(&f->signalled, __ATOMIC_RELAXED);
+        int64_t until_ms = test_now_ms() + 2000;
+
+        if (read(f->fd, &count, sizeof(count)) != sizeof(count) ||
+            write(f->fd, &brim, sizeof(brim)) != sizeof(brim))
+            continue;
+        while (__atomic_load_n(&f->signalled, __ATOMIC_RELAXED) - before < 3 && !f->blocked &&
+               !__atomic_load_n(&f->stop, __ATOMIC_RELAXED))
+            f->blocked = test_now_ms() > until_ms;
+    }
+    (void)!read(f->fd, &count, sizeof(count));
+    return NULL;
+}
+
+TEST(filled_counter, "client-that-fills-an-eventfd-meanwhile-does-not-stop-the-server")
+{
+    struct filler f = { .fd = eventfd(1, EFD_CLOEXEC) };
+    int64_t until_ms = test_now_ms() + 3000;
+    struct setup s;
+    pthread_t thread;
+    uint64_t count;
+
+    set_up(&s);
+    CHECK_INT(peer_set_irqs(&s.peer, MSIX, EVENTFD | TRIGGER, 0, 1, NULL, &f.fd, 1), 0);
+    CHECK_INT(pthread_create(&thread, NULL, keep_full, &f), 0);
+    while (test_now_ms() < until_ms) {
+        CHECK_INT(ob_server_irq_trigger(s.server, MSIX, 0), 0);
+        __atomic_fetch_add(&f.signalled, 1, __ATOMIC_RELAXED);
+    }
+    __atomic_store_n(&f.stop, true, __ATOMIC_RELAXED);
+    CHECK_INT(fcntl(f.fd, F_SETFL, O_NONBLOCK), 0); /* its thread must not block, either */
+    (void)!read(f.fd, &count, sizeof(count));
+    CHECK_INT(pthread_join(thread, NULL), 0);
+    CHECK(!f.blocked);
+    tear_down(&s);
+    close(f.fd);
+}
+
 struct trigger {
     struct ob_server *server;
     bool stop;
