@@ -78,7 +78,7 @@ TEST(version_jammed, "version-is-answered-later-where-the-socket-is-full")
     struct ob_server *server = memory_device_server(&device);
     struct ob_msg *reply;
     struct peer peer;
-    char bytes[4096];
+    char bytes[4096] = { 0 };
     int fds[2];
 
     CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
