@@ -113,7 +113,7 @@ def _(tmp):
     refused(1, "no-such", tmp / "no-such")
     with FakeDevice(tmp / "s") as device:
         device.on[REGION_READ] = dying
-        refused(1, "read: ", tmp / "s", *SHORT)
+        refused(1, "read: ", tmp / "s", "--only", "read", "--round-ms", 10000)  # however slow the machine is
     with FakeDevice(tmp / "t") as device:
         device.on[REGION_READ] = refusing
         refused(1, "its register cannot be read: the server answered: Input/output error", tmp / "t")
