@@ -101,17 +101,28 @@ ssize_t __wrap_pwritev64v2(int fd, const struct iovec *iov, int n, off_t at, int
 
 int __wrap_fdatasync(int fd)
 {
+    uint64_t before = host_calls.syncing ? host_calls.syncing() : 0;
+    int rc;
+
     host_calls.syncs++;
     errno = host_calls.fail_syncs;
-    return errno ? -1 : __real_fdatasync(fd);
+    rc = errno ? -1 : __real_fdatasync(fd);
+    if (rc == 0 && host_calls.synced)
+        host_calls.synced(before);
+    return rc;
 }
 
 ssize_t __wrap_pwritev64v2(int fd, const struct iovec *iov, int n, off_t at, int flags)
 {
+    ssize_t rc;
+
     host_calls.writes++;
     host_calls.durable += flags == RWF_DSYNC;
     errno = host_calls.fail_writes;
-    return errno ? -1 : __real_pwritev64v2(fd, iov, n, at, flags);
+    rc = errno ? -1 : __real_pwritev64v2(fd, iov, n, at, flags);
+    if (rc > 0 && host_calls.wrote)
+        host_calls.wrote(iov, at, rc, flags == RWF_DSYNC);
+    return rc;
 }
 
 /* ---- The client ---------------------------------------------------------------------------- */

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/uio.h>
 
 #include "devices/device.h"
 #include "devices/nvme/spec.h"
@@ -138,6 +139,11 @@ struct host_calls {
     atomic_int writes;  /* pwritev2() */
     atomic_int durable; /* of these: with RWF_DSYNC */
     atomic_int fail_syncs, fail_writes;
+    /* They may be watched, by any thread: before a fdatasync(); after one that succeeded, with what
+     * was returned before it; and after a write. */
+    uint64_t (*syncing)(void);
+    void (*synced)(uint64_t before);
+    void (*wrote)(const struct iovec *iov, off_t at, ssize_t len, bool durable);
 };
 extern struct host_calls host_calls;
 
