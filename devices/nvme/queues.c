@@ -374,7 +374,6 @@ unsigned nvme_post(struct nvme_ctrl *c)
 {
     unsigned n = 0;
 
-    nvme_file_sync(c); /* before the host learns of it */
     for (unsigned i = 0; i <= c->top && nvme_running(c); i++)
         if (c->cq[i].live)
             n += post_to(c, &c->cq[i]);

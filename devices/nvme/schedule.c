@@ -141,7 +141,7 @@ static unsigned step(struct nvme_ctrl *c)
     }
     n += c->blk->ops->poll(c->blk);
     n += nvme_settle(c);
-    nvme_file_sync(c); /* the client may read what has changed */
+    nvme_file_sync(c); /* before the client or the host can learn of what has changed */
     if (nvme_running(c))
         n += nvme_post(c);
     nvme_count_busy(c, c->inflight > 0);

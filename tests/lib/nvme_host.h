@@ -127,6 +127,9 @@ uint16_t host_log(struct nvme_host *h, uint8_t lid, uint32_t bytes, uint64_t off
 pid_t host_fork(struct nvme_host *h, const char *const *args);
 /* Ends it with this signal and lets the client go. What waitpid() says of it. */
 int host_kill(struct nvme_host *h, pid_t pid, int signal);
+/* It kills itself when it has sent its next message, before it does anything else; host_kill() then
+ * only collects it. */
+void host_kill_after_answer(void);
 /* Connects to the next one as a client does that goes on: maps memory, sets up MSI-X vectors, rings
  * all doorbells once more. */
 void host_return(struct nvme_host *h, unsigned vectors);

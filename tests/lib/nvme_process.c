@@ -7,12 +7,53 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define ARGS_MAX 16
 
 static struct ob_server *served;
+
+/* In memory that the processes share. */
+static atomic_bool *die_after_send;
+
+ssize_t __real_send(int fd, const void *data, size_t len, int flags);
+ssize_t __wrap_send(int fd, const void *data, size_t len, int flags);
+ssize_t __real_sendmsg(int fd, const struct msghdr *msg, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *msg, int flags);
+
+/* To be asked before the message can be seen: then it is not one that came earlier. */
+static bool is_last(void)
+{
+    return served && *die_after_send;
+}
+
+static ssize_t sent(bool last, ssize_t n)
+{
+    if (last && n > 0)
+        kill(getpid(), SIGKILL);
+    return n;
+}
+
+ssize_t __wrap_send(int fd, const void *data, size_t len, int flags)
+{
+    bool last = is_last();
+
+    return sent(last, __real_send(fd, data, len, flags));
+}
+
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    bool last = is_last();
+
+    return sent(last, __real_sendmsg(fd, msg, flags));
+}
+
+void host_kill_after_answer(void)
+{
+    *die_after_send = true;
+}
 
 static void log_line(void *opaque, enum ob_log_level level, const char *line)
 {
@@ -55,8 +96,13 @@ pid_t host_fork(struct nvme_host *h, const char *const *args)
     int fds[2];
     char byte;
 
-    if (!h->ram)
+    if (!h->ram) {
         host_ram(h);
+        die_after_send = mmap(NULL, sizeof(*die_after_send), PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        CHECK(die_after_send != MAP_FAILED);
+    }
+    *die_after_send = false;
     snprintf(h->path, sizeof(h->path), "%s/nvme.sock", test_tmpdir());
     CHECK_INT(pipe2(fds, O_CLOEXEC), 0);
     fflush(NULL);
@@ -101,6 +147,7 @@ void host_return(struct nvme_host *h, unsigned vectors)
 
 void host_forget(struct nvme_host *h)
 {
+    munmap(die_after_send, sizeof(*die_after_send));
     munmap(h->ram, HOST_RAM_SIZE);
     close(h->ram_fd);
 }

@@ -468,10 +468,10 @@ TEST_TIMEOUT(threads, "io-goes-on-over-100-kills-with-doorbells-by-message", 60)
     kill_often("--aio=threads", false, false, kills(100), work_a_while);
 }
 
-TEST_TIMEOUT(stores, "io-goes-on-over-40-kills-after-any-store-that-counts", 90)
+TEST_TIMEOUT(stores, "io-goes-on-over-25-kills-after-any-store-that-counts", 90)
 {
     disk.h.posts = true;
-    kill_often("--aio=auto", false, false, kills(40), work_by_store);
+    kill_often("--aio=auto", false, false, kills(25), work_by_store);
 }
 
 TEST_TIMEOUT(messages, "io-goes-on-over-30-kills-with-memory-by-message", 60)

@@ -353,6 +353,32 @@ TEST(registers, "registers-and-config-space-are-as-they-were")
     end();
 }
 
+TEST(answered, "a-write-that-was-answered-is-kept")
+{
+    uint32_t bar;
+
+    start(8);
+    for (uint32_t i = 1; i <= 6; i++) {
+        host_kill_after_answer();
+        if (i % 2) {
+            host_write32(h, NVME_REG_AQA, i);
+        } else {
+            bar = i << 20;
+            CHECK_INT(ob_client_region_write(h->client, OB_PCI_REGION_CONFIG, 0x10, &bar, 4), 0);
+        }
+        CHECK(WIFSIGNALED(host_kill(h, disk.pid, SIGKILL)));
+        serve("--aio=threads");
+        h->kept = true;
+        host_connect(h);
+        CHECK_INT(ob_client_region_read(h->client, OB_PCI_REGION_CONFIG, 0x10, &bar, 4), 0);
+        if (i % 2)
+            CHECK_INT(host_read32(h, NVME_REG_AQA), i);
+        else
+            CHECK_INT(bar & ~0xfu, i << 20);
+    }
+    end();
+}
+
 TEST(interrupts, "completions-that-the-host-has-not-taken-are-signalled-once-more")
 {
     struct pollfd signal;
