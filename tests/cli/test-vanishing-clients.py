@@ -33,8 +33,8 @@ class Client:
     def __init__(self, path, rnd):
         self.random, self.sent = rnd, 0
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(path)  # waits while the queue is full, which with a timeout is an error
         self.socket.settimeout(DEADLINE_S)
-        self.socket.connect(path)
         self.twin = None
 
     def close(self):
