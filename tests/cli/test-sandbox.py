@@ -35,6 +35,7 @@ HELD = {
     "nvme mem:1M": NVME,
     "nvme --aio=uring IMAGE": [*NVME, "IMAGE", "anon_inode:[io_uring]", "anon_inode:[eventfd]"],
     "nvme --aio=threads IMAGE": [*NVME, "IMAGE", "anon_inode:[eventfd]"],
+    "nvme --state=STATE IMAGE": [*NVME, "IMAGE", "STATE", "anon_inode:[io_uring]", "anon_inode:[eventfd]"],
     "nvme --cache=none IMAGE": [*NVME, "IMAGE", "IMAGE", "anon_inode:[io_uring]", "anon_inode:[eventfd]"],
 }
 
@@ -52,7 +53,8 @@ def files_of(pid):
 
 
 def command(words, tmp, image):
-    device, *rest = [str(image) if word == "IMAGE" else word for word in words.split()]
+    words = words.replace("IMAGE", str(image)).replace("STATE", f"{tmp}/state")
+    device, *rest = words.split()
     return [device, tmp / "s", *rest]
 
 
@@ -70,7 +72,8 @@ def _(tmp):
             files = files_of(server.process.pid)
             assert files.pop(0) == "/dev/null", files
             del files[1], files[2]
-            expected = sorted(["socket", *ALL, *(str(image) if name == "IMAGE" else name for name in held)])
+            names = {"IMAGE": str(image), "STATE": f"{tmp}/state"}
+            expected = sorted(["socket", *ALL, *(names.get(name, name) for name in held)])
             assert sorted(files.values()) == expected, (words, files)
             assert server.end(signal.SIGTERM) == (0, "", f"outboard serve {words.split()[0]}: SIGTERM: stopping\n")
 

@@ -55,7 +55,7 @@ def _(tmp):
     memory = disk(tmp, "memory", size_mib=1)
     for name, args, identity in (("gpio", (), "494f:0dc8"), ("edu", (), "1234:11e8"), ("null", (), "4f42:0002"),
                                  ("nvme", ("mem:1M",), "4f42:0001")):
-        with serve(tmp, name, *args) as server:
+        with serve(tmp, name, "--dma-files=any", *args) as server:
             for _ in range(2):  # the second finds what the first left
                 done = subprocess.run([client, server.path, memory], stdin=subprocess.DEVNULL, timeout=20,
                                       capture_output=True, text=True)
