@@ -192,13 +192,13 @@ static int give(int dir, const char *entry, unsigned mode, uid_t uid, gid_t gid)
     int fd = openat(dir, entry, O_PATH | O_NOFOLLOW | O_CLOEXEC), rc = 0;
     struct stat st;
     char path[32];
+    bool ours;
 
     if (fd < 0)
         return -errno;
+    ours = fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_uid == geteuid();
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    if (fstat(fd, &st) < 0)
-        rc = -errno;
-    else if (!S_ISSOCK(st.st_mode) || st.st_uid != geteuid())
+    if (!ours)
         rc = -EEXIST;
     else if (fchownat(fd, "", uid, gid, AT_EMPTY_PATH) < 0 || chmod(path, mode) < 0)
         rc = -errno;

@@ -26,7 +26,7 @@ static void close_inherited(DIR *fds, int keeps_fd)
     struct dirent *entry;
 
     while ((entry = readdir(fds))) {
-        int fd = atoi(entry->d_name), flags = fcntl(fd, F_GETFD);
+        int fd = (int)strtol(entry->d_name, NULL, 10), flags = fcntl(fd, F_GETFD);
 
         if (fd > STDERR_FILENO && fd != keeps_fd && flags >= 0 && !(flags & FD_CLOEXEC))
             close(fd);

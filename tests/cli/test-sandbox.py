@@ -21,6 +21,7 @@ from traced import call, dies_of, threads
 
 GETPID, SOCKET, EXECVE, OPENAT, MPROTECT, IO_URING_SETUP = 39, 41, 59, 257, 10, 425
 AF_INET = 2
+CONFIG = 7
 NOBODY = 65534
 LANDLOCK_CREATE_RULESET, SECCOMP, PRCTL = 444, 317, 157
 
@@ -62,6 +63,15 @@ def make_image(tmp):
     image = tmp / "disk.img"
     image.write_bytes(bytes(1 << 20))
     return image
+
+
+def dma_map(peer, address, size, fd):
+    """The errno, or 0."""
+    try:
+        peer.ask(DMA_MAP, struct.pack("<IIQQQ", 32, 3, 0, address, size), [fd])
+    except Refused as why:
+        return why.errno
+    return 0
 
 
 @case("every-device-holds-only-what-it-needs")
@@ -129,7 +139,7 @@ def _(tmp):
             assert files_of(server.process.pid)[theirs.fileno()] == "socket"
             theirs.close()
             with Peer(ours) as peer:
-                assert len(peer.read(7, 0, 4)) == 4
+                assert len(peer.read(CONFIG, 0, 4)) == 4
             assert server.end()[0] == 0
 
 
@@ -139,8 +149,27 @@ def _(tmp):
     with ours, Server("null", "--fd", "0", stdin=theirs) as server:
         theirs.close()
         with Peer(ours) as peer:
-            assert len(peer.read(7, 0, 4)) == 4
+            assert len(peer.read(CONFIG, 0, 4)) == 4
         assert server.end()[0] == 0
+
+
+@case("a-client-that-cuts-its-memory-is-let-go-and-the-next-is-served")
+def _(tmp):
+    ram, buffer = 1 << 20, 0x40000
+    with Server("edu", tmp / "s") as server:
+        memory = os.memfd_create("memory")
+        os.truncate(memory, 1 << 20)
+        with Peer(tmp / "s") as peer:
+            assert dma_map(peer, ram, 1 << 20, memory) == 0
+            os.truncate(memory, 0)
+            peer.write(CONFIG, 4, struct.pack("<H", 6))  # memory, bus master
+            for register, value in ((0x80, buffer), (0x88, ram), (0x90, 64), (0x98, 3)):  # from the device to memory
+                peer.write(0, register, struct.pack("<Q", value))
+            server.wait_for_line("client left: it cut the file behind its memory at 0x100000")
+        os.close(memory)
+        with Peer(tmp / "s") as peer:
+            assert len(peer.read(CONFIG, 0, 4)) == 4
+        assert server.end(signal.SIGTERM)[0] == 0
 
 
 # ---- Kernels that cannot do all of it -------------------------------------------------------------------------------
@@ -175,7 +204,7 @@ def _(tmp):
         with Server("null", tmp / "s", preexec_fn=older_kernel(*missing)) as server:
             assert int(status_of(server.process.pid)["CapEff"], 16) == 0
             with Peer(tmp / "s") as peer:
-                assert len(peer.read(7, 0, 4)) == 4
+                assert len(peer.read(CONFIG, 0, 4)) == 4
             status, _, err = server.end(signal.SIGTERM)
             assert status == 0 and err.startswith(f"outboard serve null: warning: the sandbox is without {said}\n"), err
         name = said.partition(" ")[0]
@@ -324,15 +353,6 @@ def _(tmp):
 
 
 # ---- What clients may do --------------------------------------------------------------------------------------------
-
-def dma_map(peer, address, size, fd):
-    """The errno, or 0."""
-    try:
-        peer.ask(DMA_MAP, struct.pack("<IIQQQ", 32, 3, 0, address, size), [fd])
-    except Refused as why:
-        return why.errno
-    return 0
-
 
 @case("limits-of-the-clients-memory-are-kept-and-said")
 def _(tmp):

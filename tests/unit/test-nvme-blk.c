@@ -101,7 +101,8 @@ static int threads_of_process(void)
 
     CHECK(status);
     while (fgets(line, sizeof(line), status))
-        sscanf(line, "Threads: %d", &n);
+        if (strncmp(line, "Threads:", 8) == 0)
+            n = (int)strtol(line + 8, NULL, 10);
     fclose(status);
     return n;
 }

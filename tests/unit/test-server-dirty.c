@@ -434,7 +434,7 @@ static int64_t cpu_us(void)
     struct timespec ts;
 
     CHECK_INT(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts), 0);
-    return ts.tv_sec * 1000000ll + ts.tv_nsec / 1000;
+    return ts.tv_sec * INT64_C(1000000) + ts.tv_nsec / 1000;
 }
 
 /* Half a tebibyte, all that can be accounted for, is marked; what the report of len takes. */

@@ -237,12 +237,14 @@ static unsigned lines, left_out;
 
 static void count_lines(void *opaque, enum ob_log_level level, const char *line)
 {
-    unsigned n;
+    static const char rest[] = " more lines like these were left out";
+    char *end;
+    unsigned long n = strtoul(line, &end, 10);
 
     (void)opaque, (void)level;
     lines++;
-    if (sscanf(line, "%u more lines like these were left out", &n) == 1)
-        left_out += n;
+    if (strcmp(end, rest) == 0)
+        left_out += (unsigned)n;
 }
 
 TEST(few_lines, "who-is-refused-again-and-again-does-not-fill-the-log")
