@@ -72,7 +72,7 @@ int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)
     vsnprintf(c->memo ? c->memo->why : c->why, OB_CLIENT_WHY_MAX, fmt, ap);
     va_end(ap);
     end_locked(c, c->memo ? OB_CLIENT_INTERRUPTED : OB_CLIENT_LOST);
-    if (c->ready)
+    if (c->made)
         report_locked(c);
     return -ENOTCONN;
 }
@@ -320,6 +320,15 @@ int ob_client_negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, 
 }
 
 /* path: where to reconnect, or NULL. */
+/* The embedder gets the client. One that has died meanwhile it does not get, nor hear of. */
+static int hand_over(struct ob_client *c, char *errbuf, size_t size)
+{
+    ob_client_lock(c);
+    c->made = !ob_client_dead(c);
+    ob_client_unlock(c);
+    return c->made ? 0 : negotiation_failed(c, -ENOTCONN, errbuf, size);
+}
+
 static int connect_on(int fd, const char *path, const struct ob_client_options *opt,
                       int64_t deadline_ns, struct ob_client **out, char *errbuf, size_t errbuf_size)
 {
@@ -332,6 +341,8 @@ static int connect_on(int fd, const char *path, const struct ob_client_options *
     rc = ob_client_negotiate(c, deadline_ns, errbuf, errbuf_size);
     if (rc == 0 && path && opt->reconnect_ms > 0)
         rc = ob_memo_begin(c, path, errbuf, errbuf_size);
+    if (rc == 0)
+        rc = hand_over(c, errbuf, errbuf_size);
     if (rc < 0)
         ob_client_free(c);
     else

@@ -129,6 +129,7 @@ struct ob_client {
 
     pthread_mutex_t lock;
     /* guarded */
+    bool made;     /* the embedder has it, and is told when the connection dies */
     bool lost_due; /* the thread that unlocks next tells that the connection died */
     bool told;     /* ob_client_step() has reported the death */
     atomic_bool role_taken;

@@ -191,10 +191,8 @@ static struct ob_client_options options(struct rig *rig, int reconnect_ms)
     return opt;
 }
 
-static void begin(struct rig *rig, int reconnect_ms)
+static void begin_server(struct rig *rig)
 {
-    struct ob_client_options opt = options(rig, reconnect_ms);
-
     *rig = (struct rig){ .pid = -1 };
     rig->shared =
         mmap(NULL, sizeof(*rig->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -203,8 +201,20 @@ static void begin(struct rig *rig, int reconnect_ms)
     rig->shared->bar_size = BAR_SIZE;
     snprintf(rig->path, sizeof(rig->path), "%s/s", test_tmpdir());
     start(rig);
-    if (ob_client_connect(rig->path, &opt, &rig->client, rig->connect_error,
-                          sizeof(rig->connect_error)) < 0)
+}
+
+static int connect_client(struct rig *rig, int reconnect_ms)
+{
+    struct ob_client_options opt = options(rig, reconnect_ms);
+
+    return ob_client_connect(rig->path, &opt, &rig->client, rig->connect_error,
+                             sizeof(rig->connect_error));
+}
+
+static void begin(struct rig *rig, int reconnect_ms)
+{
+    begin_server(rig);
+    if (connect_client(rig, reconnect_ms) < 0)
         test_fail(__FILE__, __LINE__, "%s", rig->connect_error);
 }
 
@@ -481,6 +491,20 @@ TEST(dies_again, "a-server-that-dies-while-it-is-set-up-is-tried-again")
     check_fetch(&rig, 0x100000, 0x77);
     end(&rig);
     close(fd);
+}
+
+TEST(dies_first, "a-server-that-dies-before-it-has-said-what-it-is-was-no-server-to-lose")
+{
+    struct rig rig;
+
+    begin_server(&rig);
+    rig.shared->die_at_write = 1;
+    CHECK_INT(connect_client(&rig, 20000), -ENOTCONN);
+    CHECK(!rig.client && *rig.connect_error);
+    CHECK_INT(rig.lost + rig.interrupted, 0);
+    CHECK_INT(waitpid(rig.pid, NULL, 0), rig.pid);
+    rig.pid = -1;
+    end(&rig);
 }
 
 TEST(regions, "regions-are-described-anew-with-the-fds-of-the-server-that-is-there")
