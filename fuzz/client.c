@@ -7,6 +7,7 @@
  */
 #include "kinds.h"
 #include "player.h"
+#include "thread.h"
 #include "world.h"
 
 #include "outboard/client.h"
@@ -38,7 +39,8 @@ struct run {
     struct ob_client *client;
     struct input *in;
     struct player player;
-    unsigned lost;
+    unsigned lost, interrupted, resumed;
+    bool reluctant; /* the client's thread runs only when somebody waits for it */
     int dma_result; /* what the callbacks return next */
 };
 
@@ -77,6 +79,22 @@ static void on_lost(void *opaque, const char *why)
 
     HOLDS(why && why[0] && !strchr(why, '\n'));
     r->lost++;
+}
+
+static void on_interrupted(void *opaque, const char *why)
+{
+    struct run *r = opaque;
+
+    HOLDS(why && why[0] && r->lost == 0 && r->interrupted == r->resumed);
+    r->interrupted++;
+}
+
+static void on_resumed(void *opaque)
+{
+    struct run *r = opaque;
+
+    HOLDS(r->lost == 0);
+    r->resumed++;
 }
 
 /* ---- The calls ------------------------------------------------------------------------------ */
@@ -263,6 +281,7 @@ static void call_step(struct run *r)
 
 static void call_others(struct run *r)
 {
+    struct ob_client_stats stats;
     uint8_t what = input_u8(r->in);
 
     if (what == 0xff)
@@ -271,7 +290,16 @@ static void call_others(struct run *r)
         r->dma_result = -(int)(number32(r) % 4200);
     else
         check_result(ob_client_reset(r->client));
-    HOLDS(ob_client_connected(r->client) == !ob_client_error(r->client));
+    if (what & 1)
+        r->reluctant = !r->reluctant;
+    if (what & 2)
+        check_result(ob_client_await(r->client, 50));
+    if (what & 4)
+        ob_client_disconnect(r->client, "so the input says");
+    ob_client_stats(r->client, &stats);
+    HOLDS(stats.reconnects >= r->resumed);
+    HOLDS((ob_client_state(r->client) == OB_CLIENT_LOST) == (ob_client_error(r->client) != NULL));
+    HOLDS(ob_client_connected(r->client) == (ob_client_state(r->client) == OB_CLIENT_CONNECTED));
     HOLDS(ob_client_page_size(r->client) >= 4096 && ob_client_fd(r->client) >= 0);
 }
 
@@ -285,11 +313,24 @@ static void call(struct run *r)
     calls[input_u8(r->in) % (sizeof(calls) / sizeof(calls[0]))](r);
 }
 
+/* The client connects to a path, at first or again: the input may say that nobody listens. */
+int __wrap_ob_socket_connect(const char *path, int64_t deadline_ns);
+
+static struct run run;
+
+int __wrap_ob_socket_connect(const char *path, int64_t deadline_ns)
+{
+    (void)path, (void)deadline_ns;
+    if (run.client && (!input_left(run.in) || input_u8(run.in) % 4 == 3))
+        return -ECONNREFUSED;
+    return player_connect(&run.player);
+}
+
 static void connect_client(struct run *r, uint8_t greeting, uint8_t how)
 {
     struct ob_client_options options = OB_CLIENT_OPTIONS_INIT;
     char why[256] = "";
-    int ends[2];
+    int rc;
 
     options.timeout_ms = 20;
     options.dma_read = how & 1 ? NULL : on_dma_read;
@@ -297,10 +338,17 @@ static void connect_client(struct run *r, uint8_t greeting, uint8_t how)
     options.lost = how & 4 ? NULL : on_lost;
     options.single_socket = how & 8;
     options.spin_us = how & 16 ? 0 : 20;
+    options.reconnect_ms = how & 32 ? 100 : 0;
+    options.interrupted = how & 4 ? NULL : on_interrupted;
+    options.resumed = how & 4 ? NULL : on_resumed;
     options.opaque = r;
-    HOLDS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
-    player_begin(&r->player, r->in, ends[1], greeting);
-    if (ob_client_connect_fd(ends[0], &options, &r->client, why, sizeof(why)) < 0) {
+    player_begin(&r->player, r->in, greeting);
+    r->player.eager = greeting & GREET_DEVICE;
+    rc = how & 32 ? ob_client_connect("fuzz", &options, &r->client, why, sizeof(why))
+                  : ob_client_connect_fd(player_connect(&r->player), &options, &r->client, why,
+                                         sizeof(why));
+    r->player.eager = false;
+    if (rc < 0) {
         HOLDS(!r->client && why[0] && !strchr(why, '\n'));
         HOLDS(r->lost == 0);
     }
@@ -309,20 +357,24 @@ static void connect_client(struct run *r, uint8_t greeting, uint8_t how)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input in = { data, size, 0 };
-    static struct run r;
+    struct run *r = &run;
     uint8_t greeting;
 
     kinds_open();
     world_begin();
-    memset(&r, 0, sizeof(r));
-    r.in = &in;
+    memset(r, 0, sizeof(*r));
+    r->in = &in;
     greeting = input_u8(&in);
-    connect_client(&r, greeting, input_u8(&in));
-    while (r.client && input_left(&in))
-        call(&r);
-    HOLDS(r.lost <= 1);
-    ob_client_free(r.client);
-    player_end(&r.player);
+    connect_client(r, greeting, input_u8(&in));
+    while (r->client && input_left(&in)) {
+        call(r);
+        if (!r->reluctant)
+            thread_run();
+    }
+    HOLDS(r->lost <= 1 && r->resumed <= r->interrupted);
+    ob_client_free(r->client);
+    HOLDS(!thread_run());
+    player_end(&r->player);
     kinds_reset();
     world_end();
     return 0;

@@ -106,12 +106,95 @@ static void answer(struct player *p, unsigned at, struct input *in)
     send_message(p, &reply);
 }
 
-/* The reply that fits: what an empty input makes. */
+/* What a device is that does not change: as inputs of message_take(), behind command and how. */
+static const uint8_t device_info[] = { 0, 0, 0, 3, 9, 5 };
+static const uint8_t region_info[] = { 0, 0, 0, 3, 0, 0, 193, 0 }; /* 256 bytes */
+static const uint8_t irq_info[] = { 0, 0, 0, 3, 0, 8 };
+/* The start of a config space with MSI and MSI-X, in a reply to a read of all of it. */
+static const uint8_t config[] = { 0,    MESSAGE_MORE,
+                                  0,    0,
+                                  0,    193,
+                                  1,    2,
+                                  3,    4,
+                                  6,    0,
+                                  16,   0,
+                                  1,    2,
+                                  8,    1,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  5,    6,
+                                  7,    8,
+                                  0,    0,
+                                  0,    0,
+                                  0x40, 0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  5,    0x60,
+                                  0x80, 1,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0,    0,
+                                  0x11, 0,
+                                  7 };
+
+static bool is_config_read(const struct player *p)
+{
+    struct ob_wire_region_access access;
+
+    memcpy(&access, p->pending[0].payload, sizeof(access));
+    return p->pending[0].hdr.cmd == OB_CMD_REGION_READ && access.region == OB_PCI_REGION_CONFIG &&
+           access.count == 256;
+}
+
+/* The reply that fits: what an empty input makes, or the device. */
 static void answer_right(struct player *p)
 {
-    struct input empty = { NULL, 0, 0 };
+    struct input in = { NULL, 0, 0 };
 
-    answer(p, 0, &empty);
+    if (p->greeting & GREET_DEVICE)
+        switch (p->pending[0].hdr.cmd) {
+        case OB_CMD_DEVICE_GET_INFO:
+            in = (struct input){ device_info, sizeof(device_info), 0 };
+            break;
+        case OB_CMD_DEVICE_GET_REGION_INFO:
+            in = (struct input){ region_info, sizeof(region_info), 0 };
+            break;
+        case OB_CMD_DEVICE_GET_IRQ_INFO:
+            in = (struct input){ irq_info, sizeof(irq_info), 0 };
+            break;
+        default:
+            if (is_config_read(p))
+                in = (struct input){ config, sizeof(config), 0 };
+        }
+    answer(p, 0, &in);
 }
 
 static void answer_with(struct player *p, uint32_t flags, uint32_t error_no, uint32_t len)
@@ -306,6 +389,10 @@ bool player_turn(void *opaque)
         greet(p);
         return true;
     }
+    if (p->eager && p->npending > 0) {
+        answer_right(p);
+        return true;
+    }
     if (!input_left(p->in))
         return false;
     op = (enum player_operation)(input_u8(p->in) % PLAY_OPERATIONS);
@@ -315,13 +402,24 @@ bool player_turn(void *opaque)
     return true;
 }
 
-void player_begin(struct player *p, struct input *in, int fd, uint8_t greeting)
+int player_connect(struct player *p)
+{
+    int ends[2];
+
+    close_one(p, 0);
+    close_one(p, 1);
+    p->npending = 0;
+    HOLDS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+    HOLDS(ob_channel_init(&p->main, ends[1], OB_PAYLOAD_MAX) == 0);
+    return ends[0];
+}
+
+void player_begin(struct player *p, struct input *in, uint8_t greeting)
 {
     memset(p, 0, sizeof(*p));
     p->in = in;
     p->greeting = greeting;
-    p->twin.fd = -1;
-    HOLDS(ob_channel_init(&p->main, fd, OB_PAYLOAD_MAX) == 0);
+    p->main.fd = p->twin.fd = -1;
     world.hook = player_turn;
     world.opaque = p;
 }

@@ -21,6 +21,8 @@ enum {
     GREET_FEW_FDS = 0x10,
     GREET_SMALL = 0x20, /* takes 100 bytes in a message */
     GREET_PAGES = 0x40, /* of 64 KiB */
+    GREET_DEVICE =
+        0x80, /* the reply that fits to a question for the device is that of one device */
 };
 
 enum player_operation {
@@ -44,6 +46,7 @@ struct player {
     struct input *in;
     struct ob_channel main, twin; /* fd -1: there is none (any more) */
     uint8_t greeting;
+    bool eager; /* it answers rightly by itself, without the input */
     unsigned npending;
     struct {
         struct ob_wire_hdr hdr;
@@ -51,8 +54,9 @@ struct player {
     } pending[PENDING_MAX];
 };
 
-/* fd is taken. */
-void player_begin(struct player *p, struct input *in, int fd, uint8_t greeting);
+void player_begin(struct player *p, struct input *in, uint8_t greeting);
+/* The client's end of a new connection, in place of the one before. */
+int player_connect(struct player *p);
 void player_end(struct player *p);
 /* Whether it did anything. */
 bool player_turn(void *opaque);

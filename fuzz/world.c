@@ -137,6 +137,17 @@ int __wrap_timerfd_create(int clock, int flags)
     return fd;
 }
 
+int __real_close(int fd);
+int __wrap_close(int fd);
+
+int __wrap_close(int fd)
+{
+    for (unsigned i = 0; i < ntimers; i++)
+        if (timers[i].fd == fd)
+            timers[i] = timers[--ntimers];
+    return __real_close(fd);
+}
+
 static int64_t ns_of(const struct timespec *ts)
 {
     return ts->tv_sec * INT64_C(1000000000) + ts->tv_nsec;

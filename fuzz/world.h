@@ -7,7 +7,7 @@
  *   ppoll(), poll(), epoll_wait() first the fds as they are; then what world.hook does about it;
  *                                 then the clock is put on by all of the timeout. A wait for ever
  *                                 that nothing can end is a finding
- *   timerfd_*()                   fire by that clock; not closed before the last wait of a run
+ *   timerfd_*()                   fire by that clock, until close()
  *   mmap(), munmap()              are counted
  *
  * So a run depends on its input alone, and takes no time.
