@@ -49,6 +49,8 @@ struct visitors {
 
 /* Builds the device with this command line (NULL after the last) and has its server listen. */
 void visitors_begin(struct visitors *v, const struct ob_served *type, const char *const *args);
+/* The same; false when the device cannot be built, and says why. */
+bool visitors_try(struct visitors *v, const struct ob_served *type, const char *const *args);
 /* All leave; then one comes that behaves, and is served; check (may be NULL) may look at more while
  * it is there. Ends the server. */
 void visitors_end(struct visitors *v, void (*check)(struct visitors *v));
