@@ -47,7 +47,7 @@ struct model_command {
 
 const char *model_op_name(uint32_t op);
 
-/* The model believes that a reset leaves the first byte of the device's memory as it is. */
+/* The model believes that a reset leaves the device's memory as it is. */
 extern bool model_lies;
 
 /* A new server and a client of it go through the commands; *at is the number of the one that is

@@ -353,7 +353,7 @@ void model_step_reset(struct world *w, const struct model_command *c)
 
     (void)c;
     CHECK_INT(peer_call(&w->peer, OB_CMD_DEVICE_RESET, NULL, 0, NULL), 0);
-    memset(m->memory + model_lies, 0, sizeof(m->memory) - model_lies);
+    memset(m->memory, 0, model_lies ? 0 : sizeof(m->memory));
     m->intx.level = m->intx.vectors[0].pending = false;
     for (uint32_t i = 0; i < MODEL_VECTORS; i++)
         m->msix.vectors[i].pending = false;
