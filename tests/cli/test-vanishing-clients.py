@@ -79,7 +79,8 @@ class Client:
         if self.random.random() < 0.3:
             with_fd(memory, lambda fd: self.ask(DMA_MAP, map_of(BASE + SIZE), [fd]))
         if self.random.random() < 0.3:
-            with_fd(lambda: os.eventfd(0), lambda fd: self.ask(SET_IRQS, struct.pack("<IIIII", 20, 0x24, 0, 0, 1), [fd]))
+            armed = struct.pack("<IIIII", 20, 0x24, 0, 0, 1)
+            with_fd(lambda: os.eventfd(0), lambda fd: self.ask(SET_IRQS, armed, [fd]))
 
     def ask(self, *words, **options):
         self.send(*words, **options)
