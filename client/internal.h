@@ -133,7 +133,9 @@ struct ob_client {
     bool lost_due; /* the thread that unlocks next tells that the connection died */
     bool told;     /* ob_client_step() has reported the death */
     atomic_bool role_taken;
-    bool spin_pays;     /* what the last holder of the role found */
+    bool spin_pays;   /* what the last holder of the role found */
+    int64_t limit_ns; /* when the requests of limit_thread have to be done; 0: no such limit */
+    pthread_t limit_thread;
     unsigned shared;    /* > 0: several threads call; counted down by calls of one */
     pthread_t caller;   /* the last */
     bool armed;         /* socket_epoll is armed in loop_epoll */

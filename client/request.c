@@ -197,6 +197,24 @@ static void note_caller_locked(struct ob_client *c)
     }
 }
 
+void ob_client_limit(struct ob_client *c, int total_ms)
+{
+    ob_client_lock(c);
+    c->limit_ns = total_ms > 0 ? ob_deadline_ns(total_ms) : 0;
+    c->limit_thread = pthread_self();
+    ob_client_unlock(c);
+}
+
+static int64_t deadline_locked(const struct ob_client *c, int64_t start_ns)
+{
+    int64_t deadline_ns =
+        c->opt.timeout_ms < 0 ? OB_NO_DEADLINE : start_ns + (int64_t)c->opt.timeout_ms * 1000000;
+
+    if (c->limit_ns && c->limit_ns < deadline_ns && pthread_equal(c->limit_thread, pthread_self()))
+        deadline_ns = c->limit_ns;
+    return deadline_ns;
+}
+
 static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cmd,
                         const struct ob_body *body)
 {
@@ -206,8 +224,7 @@ static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cm
     memset(req, 0, sizeof(*req));
     req->cmd = cmd;
     req->start_ns = ob_now_ns();
-    req->deadline_ns = c->opt.timeout_ms < 0 ? OB_NO_DEADLINE
-                                             : req->start_ns + (int64_t)c->opt.timeout_ms * 1000000;
+    req->deadline_ns = deadline_locked(c, req->start_ns);
     note_caller_locked(c);
     if (c->npending >= OB_CLIENT_PENDING_MAX) {
         rc = -EBUSY;

@@ -116,6 +116,14 @@ int ob_client_fd(const struct ob_client *client);
  * own callbacks). 0, or -ENOTCONN when the client is lost; ob_client_fd() then is quiet. */
 int ob_client_step(struct ob_client *client);
 
+/*
+ * From now on all requests of the calling thread together have to be done within total_ms, however
+ * long each of them may take; <= 0: no longer. For a thread that must not be held up by a server
+ * that answers everything, but slowly. One thread at a time: the last call counts. Never blocks.
+ * Since 0.1.
+ */
+void ob_client_limit(struct ob_client *client, int total_ms);
+
 /* ---- Reconnecting ------------------------------------------------------------------------- */
 
 /*

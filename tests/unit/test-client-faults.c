@@ -290,6 +290,24 @@ TEST(too_many_late, "a-server-that-answers-nothing-is-given-up")
     peer_stop(&peer);
 }
 
+TEST(limit, "a-limit-holds-for-all-requests-of-its-thread-together")
+{
+    struct ob_client_options opt = timeout_of(60000);
+    struct peer peer = { 0 };
+    uint32_t value;
+
+    peer_start(&peer, never_answer, &opt);
+    ob_client_limit(peer.client, 300);
+    int64_t start = test_now_ms();
+    CHECK_INT(read_word(&peer, &value), -ETIMEDOUT);
+    CHECK(test_now_ms() - start >= 299 && test_now_ms() - start < 30000);
+    CHECK_INT(ob_client_dma_map(peer.client, 0, 4096, OB_DMA_READ, -1, 0), -ETIMEDOUT);
+    ob_client_limit(peer.client, 0);
+    CHECK(ob_client_connected(peer.client));
+    ob_client_shutdown(peer.client, "enough");
+    peer_stop(&peer);
+}
+
 /* ---- The server lies ----------------------------------------------------------------------- */
 
 /* How the reply to a REGION_READ of 4 bytes differs from a right one. */
