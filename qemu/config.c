@@ -203,7 +203,9 @@ void obq_config_write(PCIDevice *pdev, uint32_t addr, uint32_t val, int len)
 
     stl_le_p(bytes, val);
     pci_default_write_config(pdev, addr, val, len);
+    obq_link_limit(d, true);
     obq_irq_update(d);
+    obq_link_limit(d, false);
     if (config_covers(addr, len, PCI_COMMAND, 2)) {
         config_forward_command(d, pci_get_word(pdev->config + PCI_COMMAND), current_cpu);
     }

@@ -47,6 +47,7 @@ static void obq_pci_realize(PCIDevice *pdev, Error **errp)
     if (!obq_pci_setup(d, errp)) {
         obq_pci_teardown(d);
     }
+    obq_link_limit(d, false);
 }
 
 static void obq_pci_exit(PCIDevice *pdev)
@@ -81,11 +82,13 @@ static void obq_pci_reset(DeviceState *dev)
     if (!obq_link_alive(d)) {
         return;
     }
+    obq_link_limit(d, true);
     obq_irq_stop(d);
     if (!d->flr) {
         reset_server(d);
     }
     obq_irq_start_intx(d);
+    obq_link_limit(d, false);
 }
 
 static bool get_connected(Object *obj, Error **errp)

@@ -95,11 +95,12 @@ typedef struct ObLink {
     struct ob_client *client; /* NULL: not connected yet, or torn down */
     char *name;               /* of the server, for messages */
     QEMUBH *changed_bh;
-    bool lost;              /* reported */
-    bool away;              /* the same, and the server is looked for */
-    int64_t went_ms;        /* since when */
-    bool gone;              /* the connection died since changed_bh ran; atomic */
-    int64_t quiet_until_ms; /* no further error line before */
+    bool lost;               /* reported */
+    bool away;               /* the same, and the server is looked for */
+    int64_t went_ms;         /* since when */
+    bool gone;               /* the connection died since changed_bh ran; atomic */
+    int64_t quiet_until_ms;  /* no further error line before */
+    int64_t silent_since_ms; /* no access was answered since; 0: the last one was */
     QemuMutex lock;
     char *why; /* it died last; under lock */
     QemuCond idle;
@@ -185,6 +186,9 @@ void obq_link_drop(ObPci *d, const char *why);
 /* The result of a request that sets the device up, made with the BQL: a server that leaves it
  * unanswered loses the connection, so that the machine never waits for it twice. Returns rc. */
 int obq_link_control(ObPci *d, int rc, const char *what);
+/* While limited, all that this thread asks of the server together takes x-msg-timeout at most: for
+ * what is done with the BQL in several requests. */
+void obq_link_limit(ObPci *d, bool limited);
 /* Wakes whoever waits for the server, and lets nobody wait from now on. */
 void obq_link_shutdown(ObPci *d);
 /* "vfio-user-pci ID (NAME): ...", at most one line a few seconds. */

@@ -20,6 +20,10 @@
 
 #define COMPLAIN_EVERY_MS 5000
 
+/* Deadlines in which accesses were left unanswered, and none was answered, until the server counts
+ * as gone: else each further access would cost the guest one more. */
+#define SILENT_DEADLINES 3
+
 /* What an access that waits without the BQL must put back. */
 typedef struct Wait {
     bool unlocked;
@@ -148,11 +152,43 @@ static bool link_again(ObPci *d, struct ob_client *client, int rc, int64_t *unti
     return now_ms < *until_ms && ob_client_await(client, (int)(*until_ms - now_ms)) == 0;
 }
 
+/* The server does not do what it should: the connection ends, or is made again. */
+static void link_give_up(ObPci *d, const char *why)
+{
+    if (d->reconnect_s) {
+        ob_client_disconnect(d->link.client, why);
+    } else {
+        obq_link_drop(d, why);
+    }
+}
+
+static void link_silent(ObPci *d)
+{
+    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    char *why;
+
+    if (!d->link.silent_since_ms) {
+        d->link.silent_since_ms = now_ms - d->timeout_ms;
+    }
+    if (now_ms - d->link.silent_since_ms < (int64_t)SILENT_DEADLINES * d->timeout_ms) {
+        return;
+    }
+    d->link.silent_since_ms = 0;
+    why = g_strdup_printf("it has answered no access for %u times %" PRIu32 " ms (x-msg-timeout "
+                          "gives it more time)",
+                          SILENT_DEADLINES, d->timeout_ms);
+    link_give_up(d, why);
+    g_free(why);
+}
+
 static int link_result(ObPci *d, int rc, const char *what, uint32_t region, uint64_t offset)
 {
     if (rc == -ETIMEDOUT && d->link.client) {
         obq_link_complain(d, "no answer within %" PRIu32 " ms to a %s of %s at 0x%" PRIx64,
                           d->timeout_ms, what, ob_strregion(region), offset);
+        link_silent(d);
+    } else {
+        d->link.silent_since_ms = 0;
     }
     return rc;
 }
@@ -327,14 +363,17 @@ int obq_link_control(ObPci *d, int rc, const char *what)
                                     "more time)",
                                     d->timeout_ms, what);
 
-        if (d->reconnect_s) {
-            ob_client_disconnect(d->link.client, why);
-        } else {
-            obq_link_drop(d, why);
-        }
+        link_give_up(d, why);
         g_free(why);
     }
     return rc;
+}
+
+void obq_link_limit(ObPci *d, bool limited)
+{
+    if (d->link.client) {
+        ob_client_limit(d->link.client, limited ? (int)d->timeout_ms : 0);
+    }
 }
 
 /* Asks what the device is. An IRQ index that the server does not want to talk about is absent. */
@@ -401,6 +440,7 @@ bool obq_link_init(ObPci *d, Error **errp)
     opt.resumed = resumed_cb;
     opt.opaque = d;
 
+    d->link.silent_since_ms = 0;
     d->link.lost = d->link.closing = d->link.gone = d->link.away = false;
     d->link.name = obq_socket_name(d->socket);
     d->link.changed_bh = qemu_bh_new(changed_bh_cb, d);
@@ -409,6 +449,7 @@ bool obq_link_init(ObPci *d, Error **errp)
         return false;
     }
     qemu_set_fd_handler(ob_client_fd(d->link.client), ready_cb, NULL, d);
+    obq_link_limit(d, true); /* obq_pci_realize() ends it */
     return link_query(d, errp);
 }
 

@@ -15,8 +15,8 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main
-from fakedevice import (CONFIG, DMA_UNMAP, GET_INFO, GET_REGION_INFO, INTX, MSIX, REGION_READ, REGION_WRITE, RESET,
-                        SET_IRQS, FakeDevice, Gone, Refuse, config_space, msix_cap)
+from fakedevice import (CONFIG, DMA_UNMAP, GET_INFO, GET_IRQ_INFO, GET_REGION_INFO, INTX, MSIX, REGION_READ,
+                        REGION_WRITE, RESET, SET_IRQS, FakeDevice, Gone, Refuse, config_space, msix_cap)
 from qtest import MASTER, MEMORY, Qemu, QmpError, Serve, device, wait_for
 
 
@@ -373,6 +373,57 @@ def _(tmp):
         fake.memory[0][0] = 0x5A
         assert pci.bar_read(0, 0, 1) == 0x5A, "the connection did not live on"
         vm.wait_said("no answer within 300 ms")
+
+
+@case("server-that-answers-no-access-any-more-is-given-up")
+def _(tmp):
+    """Else each access of the guest would take as long as it is given."""
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake, Qemu(tmp, *device(tmp / "s", x_msg_timeout=300)) as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+        fake.on[REGION_READ] = lambda *_: None
+        for left in (2, 1, 0):
+            assert pci.bar_read(0, 0, 4) == 0xFFFFFFFF
+            wait_for(lambda: vm.get("dev", "connected") == bool(left))
+        vm.wait_said("it has answered no access for 3 times 300 ms")
+        start = time.monotonic()
+        for _ in range(100):
+            assert pci.bar_read(0, 0, 4) == 0xFFFFFFFF
+        assert time.monotonic() - start < 10
+
+
+def slow_answers(fake, commands, seconds):
+    """Each is an answer in time."""
+    def answer(command):
+        honest = fake.on.get(command)
+
+        def later(device, payload):
+            threading.Event().wait(seconds)
+            return honest(device, payload) if honest else getattr(device, f"cmd_{command}")(payload, [])
+        return later
+    for command in commands:
+        fake.on[command] = answer(command)
+
+
+@case("server-that-makes-a-lot-of-little-delays-cannot-keep-the-machine")
+def _(tmp):
+    """What is done in several requests with the big lock, plugging in and resets, has one deadline."""
+    with FakeDevice(tmp / "s", config_space(pin=1), {0: 4096}, {INTX: 1, MSIX: 4}) as fake, Qemu(tmp) as vm:
+        slow_answers(fake, (GET_INFO, GET_IRQ_INFO, GET_REGION_INFO), 0.4)
+        start = time.monotonic()
+        try:
+            vm.qmp("device_add", driver="vfio-user-pci", id="bad", addr="4", socket=str(tmp / "s"), x_msg_timeout=1000)
+            assert False, "the device was plugged in"
+        except QmpError as why:
+            assert "did not answer in time" in str(why), why
+        assert time.monotonic() - start < 4, "each request had the whole deadline"
+        fake.on.clear()
+        vm.qmp("device_add", driver="vfio-user-pci", id="dev", addr="4", socket=str(tmp / "s"), x_msg_timeout=1000)
+        slow_answers(fake, (RESET, SET_IRQS, REGION_WRITE), 0.7)
+        vm.qmp("system_reset")
+        vm.wait_event("RESET")
+        wait_for(lambda: vm.get("dev", "connected") is False)
+        vm.wait_said("no answer within 1000 ms")
 
 
 # 16-bit code: reads the I/O BAR at 0xc000 for ever, counting at 0x500.
