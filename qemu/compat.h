@@ -22,6 +22,12 @@
 #include "qemu/timer.h"
 #include "qemu/units.h"
 
+#if __has_include("qobject/qdict.h")
+#include "qobject/qdict.h"
+#else
+#include "qapi/qmp/qdict.h"
+#endif
+
 #if QEMU_VERSION_MAJOR >= 11
 #include "accel/accel-route.h"
 #include "hw/core/cpu.h"

@@ -196,6 +196,11 @@ void obq_link_complain(ObPci *d, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* The device's failure as an Error: what was tried, and why it failed. */
 void obq_link_error(ObPci *d, Error **errp, int rc, const char *what);
 
+/* event.c: sends an event of QMP, OBQ_EVENT_*; reason is NULL, or why the server is not there. */
+#define OBQ_EVENT_LOST   "__outboard_SERVER_LOST"
+#define OBQ_EVENT_REGAIN "__outboard_SERVER_REGAINED"
+void obq_event_send(ObPci *d, const char *name, const char *reason);
+
 /* config.c */
 bool obq_config_init(ObPci *d, Error **errp);
 uint32_t obq_config_read(PCIDevice *pdev, uint32_t addr, int len);

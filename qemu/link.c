@@ -259,8 +259,9 @@ static void link_went(ObPci *d)
                            d->reconnect_s);
     complain(d, text);
     g_free(text);
-    g_free(why);
     d->link.away = true;
+    obq_event_send(d, OBQ_EVENT_LOST, why);
+    g_free(why);
     d->link.went_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
     obq_bars_block(d);
 }
@@ -271,6 +272,7 @@ static void link_returned(ObPci *d)
 
     d->link.away = false;
     obq_bars_unblock(d);
+    obq_event_send(d, OBQ_EVENT_REGAIN, NULL);
     info_report(TYPE_OB_PCI "%s%s (%s): the server is back after %" PRId64 " ms", id ? " " : "",
                 id ? id : "", d->link.name,
                 qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - d->link.went_ms);
@@ -283,9 +285,11 @@ static void link_lost(ObPci *d)
                                  ob_client_error(d->link.client));
 
     d->link.lost = true;
+    d->link.away = false;
     qemu_set_fd_handler(ob_client_fd(d->link.client), NULL, NULL, NULL);
     complain(d, text);
     g_free(text);
+    obq_event_send(d, OBQ_EVENT_LOST, ob_client_error(d->link.client));
     obq_bars_block(d);
     obq_irq_stop(d);
 }

@@ -179,6 +179,7 @@ def check_plugging(m, fake, message, name):
 def check_lost(m):
     wait_for(lambda: not m.connected(), "the loss of the server")
     m.vm.wait_said("lost the server")
+    m.vm.wait_event("__outboard_SERVER_LOST", device="dev", reconnect=False, reason=m.vm.get("dev", "last-error"))
     one_clear_line(m.vm.errors, "lost the server")
     assert len(m.vm.get("dev", "last-error")) > 20
     m.enable(m.pci)
@@ -224,6 +225,7 @@ def plug_for(m, fake, behaviour, posted):
     assert why is None, why
     m.enable(m.pci)
     m.vm.errors.clear()
+    m.vm.events.clear()
 
 
 def check_running(m, fake, message, act, waits, name):

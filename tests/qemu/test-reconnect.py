@@ -45,9 +45,13 @@ def _(tmp):
             wait_gone(vm)
             assert pci.bar_read(0, 0, 4) == 0xFFFFFFFF  # the main loop does not wait
             assert pci.config_read(0, 4) == 0x11E81234  # the device has not gone
+            vm.wait_event("__outboard_SERVER_LOST", device="dev", path="/machine/peripheral/dev", reconnect=True,
+                          reason="the server closed the connection")
             vm.wait_said("lost the server: the server closed the connection; looking for it for 30 s (reconnect)")
             server = stack.enter_context(Serve("edu", tmp / "s"))
             wait_back(vm, times)
+            vm.wait_event("__outboard_SERVER_REGAINED", device="dev", path="/machine/peripheral/dev")
+            vm.events.clear()
             assert vm.get("dev", "last-error") == "the server closed the connection"
             assert pci.bar_read(0, 0, 4) == 0x010000ED
             pci.bar_write(0, 8, 4, 5)
