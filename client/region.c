@@ -4,9 +4,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* One message's worth of an access. */
@@ -139,11 +141,20 @@ int ob_region_map(const struct ob_region_info *info, uint32_t area, void **out, 
     return 0;
 }
 
+/* A hole in huge pages is filled again only as long as the system has some to spare. Called only
+ * with what has seals, and so is the kernel's own: another file system could make us wait. */
+static bool of_huge_pages(int fd)
+{
+    struct statfs st;
+
+    return fstatfs(fd, &st) < 0 || st.f_type == HUGETLBFS_MAGIC;
+}
+
 bool ob_region_can_shrink(const struct ob_region_info *info)
 {
     int seals = fcntl(info->fd, F_GET_SEALS);
 
-    if (seals >= 0 && (seals & F_SEAL_SHRINK))
-        return false;
-    return fcntl(info->fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0;
+    if (seals < 0 || (!(seals & F_SEAL_SHRINK) && fcntl(info->fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0))
+        return true;
+    return of_huge_pages(info->fd);
 }

@@ -202,8 +202,9 @@ void ob_region_info_fini(struct ob_region_info *info);
  * munmap(). -ENOENT: no such area; -EINVAL: not page-aligned, or the file is too small.
  */
 int ob_region_map(const struct ob_region_info *info, uint32_t area, void **out, uint64_t *size);
-/* Whether the server could cut the file behind the region later, so that an access through a
- * mapping ends this process with SIGBUS. Seals the file against that where it can be sealed.
+/* Whether the server could cut the file behind the region later, or take pages out of it that the
+ * kernel may not be able to replace (huge pages), so that an access through a mapping ends this
+ * process with SIGBUS. Seals the file against that where it can be sealed.
  * Since 0.1. */
 bool ob_region_can_shrink(const struct ob_region_info *info);
 /* Eventfds that the server wants signalled in place of writes to a region. */

@@ -175,6 +175,34 @@ TEST(maps_regions, "maps-the-areas-of-a-region")
     peer_stop(&peer);
 }
 
+TEST(can_shrink, "files-that-could-be-cut-or-not-filled-again-are-told-from-others")
+{
+    static const struct {
+        unsigned flags;
+        int seals;
+        bool can_shrink;
+    } files[] = {
+        { MFD_ALLOW_SEALING, 0, false }, /* is sealed by us */
+        { MFD_ALLOW_SEALING, F_SEAL_SHRINK | F_SEAL_SEAL, false },
+        { 0, 0, true },
+        { MFD_ALLOW_SEALING, F_SEAL_GROW | F_SEAL_SEAL, true },
+        { MFD_ALLOW_SEALING | MFD_HUGETLB, F_SEAL_SHRINK, true },
+    };
+    struct ob_region_info info = { .fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC) };
+
+    CHECK(ob_region_can_shrink(&info));
+    close(info.fd);
+    for (unsigned i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        info.fd = memfd_create("file", MFD_CLOEXEC | files[i].flags);
+        if (info.fd < 0 && (files[i].flags & MFD_HUGETLB))
+            continue; /* a kernel without */
+        if (files[i].seals)
+            CHECK_INT(fcntl(info.fd, F_ADD_SEALS, files[i].seals), 0);
+        CHECK_INT(ob_region_can_shrink(&info), files[i].can_shrink);
+        close(info.fd);
+    }
+}
+
 static void access_split(struct peer *peer)
 {
     static const uint32_t counts[] = { 8, 8, 4 };
