@@ -50,6 +50,14 @@ static MemTxResult bar_write(void *opaque, hwaddr addr, uint64_t data, unsigned 
         return MEMTX_OK;
     }
     stn_le_p(bytes, (int)size, data);
+    if (attrs.requester_id) {
+        /* From a server's device, by way of dma.c: the main loop must not wait for another server,
+         * or for the same, on a server's behalf. Nor is an interrupt served by it. */
+        if (d->link.client) {
+            ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
+        }
+        return MEMTX_OK;
+    }
     if (bar->posted && d->link.client) {
         rc = d->have_maps ? ob_client_region_post_now(d->link.client, bar->index, addr, bytes, size)
                           : ob_client_region_post(d->link.client, bar->index, addr, bytes, size);

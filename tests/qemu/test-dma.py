@@ -124,6 +124,36 @@ def _(tmp):
         wait_for(lambda: fake.memory[0][0x100] == 0x5A, "the write")
 
 
+@case("servers-that-write-to-bars-do-not-make-the-machine-wait-for-servers")
+def _(tmp):
+    """To its own, and to that of another one which answers nothing either."""
+    def handler(device, payload):
+        if payload[8] == 0:
+            for address in (0xE0000100, 0xE0001100):
+                assert device.dma_write(address, b"\x5a\0\0\0") == 0
+        return device.cmd_9(payload, [])
+
+    def silent(_device, payload):
+        arrived.append(payload)
+    arrived = []
+    with FakeDevice(tmp / "s", config_space(pin=1), {0: 4096}, {0: 1}) as fake, \
+            FakeDevice(tmp / "other", bars={0: 4096}) as other, \
+            Qemu(tmp, *device(tmp / "s", x_no_posted_writes="on", x_msg_timeout=20000), "-device",
+                 f"vfio-user-pci,addr=5,socket={tmp}/other,x-no-posted-writes=on,x-msg-timeout=20000") as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+        vm.pci(5).assign(0)
+        fake.on[REGION_READ] = handler
+        fake.on[REGION_WRITE] = other.on[REGION_WRITE] = silent
+        fake.trigger(0)
+        start = time.monotonic()
+        for _ in range(8):
+            pci.bar_read(0, 0, 4)
+            assert vm.qmp("query-status")["running"]
+        assert time.monotonic() - start < 10, "the machine waited"
+        wait_for(lambda: len(arrived) == 16, "the writes")
+
+
 @case("bus-mastering-gates-dma-by-message")
 def _(tmp):
     results = []
