@@ -201,6 +201,9 @@ void obq_link_error(ObPci *d, Error **errp, int rc, const char *what);
 #define OBQ_EVENT_REGAIN "__outboard_SERVER_REGAINED"
 void obq_event_send(ObPci *d, const char *name, const char *reason);
 
+/* aer.c: the device answers nothing any more; the guest hears of it where its port can say so. */
+void obq_aer_report_loss(ObPci *d);
+
 /* config.c */
 bool obq_config_init(ObPci *d, Error **errp);
 uint32_t obq_config_read(PCIDevice *pdev, uint32_t addr, int len);

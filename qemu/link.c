@@ -290,6 +290,7 @@ static void link_lost(ObPci *d)
     complain(d, text);
     g_free(text);
     obq_event_send(d, OBQ_EVENT_LOST, ob_client_error(d->link.client));
+    obq_aer_report_loss(d);
     obq_bars_block(d);
     obq_irq_stop(d);
 }

@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main  # noqa: E402
-from guest import boot, device, disk, fio_verify, serve  # noqa: E402
+from guest import boot, device, disk, fio_verify, serve, wait_in_guest  # noqa: E402
 
 TIMEOUT_S = 240
 
@@ -28,6 +28,20 @@ def _(tmp):
         vm.qmp("object-add", qom_type="memory-backend-memfd", id="more", size=128 << 20, share=True)
         vm.qmp("device_add", driver="pc-dimm", id="dimm", memdev="more")
         assert vm.run("echo alive").strip() == "alive"
+        assert vm.qmp("query-status", timeout_s=5)["running"]
+
+
+@case("lost-below-a-port-is-said-in-the-guests-log-and-ends-its-requests", TIMEOUT_S)
+def _(tmp):
+    """By a completion timeout. A fatal error would leave Linux's driver frozen, and dd waiting for ever."""
+    with serve(tmp, "nvme", disk(tmp)) as server, \
+            boot(tmp, device(server, id="lost", bus="rp0"), qemu_args=["-device", "pcie-root-port,id=rp0,chassis=1"]) as vm:
+        vm.run("echo 2000 >/sys/block/nvme0n1/queue/io_timeout; "
+               "dd if=/dev/nvme0n1 of=/dev/null bs=64k iflag=direct count=1000000 >/run/dd.log 2>&1 &")
+        server.kill()
+        wait_in_guest(vm, "dmesg | grep -q 'CmpltTO'")
+        wait_in_guest(vm, "! pidof dd >/dev/null", timeout_s=60)
+        wait_in_guest(vm, "[ ! -e /dev/nvme0n1 ]", timeout_s=60)
         assert vm.qmp("query-status", timeout_s=5)["running"]
 
 

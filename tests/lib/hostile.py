@@ -21,7 +21,8 @@ OWN_BAR, OTHER_BAR = 0xE0000000, 0xE8000000
 UNASKED = HEADER.pack(0, REGION_WRITE, HEADER.size + 16, REPLY, 0) + bytes(16)  # where nothing is to be answered
 # address, count: the ends of memory, what wraps, holes, ROM, interrupt controllers, a timer, BARs
 WILD = [(0, 4), (0, 0), (0, 1 << 20), (0, (1 << 20) + 1), ((1 << 64) - 1, 1), ((1 << 64) - 1, 2), ((1 << 64) - 8, 64),
-        (1, (1 << 64) - 1), (1 << 63, 8), (0x3FFFFFE, 4), (0x4000000, 8), (0xA0000, 8), (0xC0000, 8), (0xFFFFFFF0, 16), (0xFEC00000, 4),
+        (1, (1 << 64) - 1), (1 << 63, 8), (0x3FFFFFE, 4), (0x4000000, 8),
+        (0xA0000, 8), (0xC0000, 8), (0xFFFFFFF0, 16), (0xFEC00000, 4),
         (0xFED00000, 8), (0xFEE00000, 4), (OWN_BAR, 4), (OWN_BAR + 4092, 8), (OTHER_BAR, 8), (0x200000, 65536)]
 
 

@@ -12,7 +12,8 @@ from qtest import MASTER, MEMORY, Qemu, device, wait_for
 
 EXP, FLR_CAPABLE, DEVCTL_FLR = 0x70, 1 << 28, 0x8000
 ENDPOINT, INTEGRATED = 0, 9
-SERIAL, SRIOV, VENDOR_EXT = 3, 0x10, 0x0B
+SERIAL, SRIOV, VENDOR_EXT, AER = 3, 0x10, 0x0B, 1
+COMPLETION_TIMEOUT = 1 << 14
 
 
 def express_cap():
@@ -102,6 +103,28 @@ def _(tmp):
         assert pci.config_read(4, 2) & (MEMORY | MASTER) == 0 and pci.config_read(0x10, 4) == 0
         assert pci.config_read(caps[0x11] + 2, 2) & 0x8000 == 0
         assert {index for index, _ in fake.eventfds} == {INTX}
+
+
+@case("port-reports-a-completion-timeout-when-the-server-is-lost")
+def _(tmp):
+    with express_device(tmp) as fake, Qemu(tmp, "-device", "pcie-root-port,id=rp,addr=4", "-device",
+                                           f"vfio-user-pci,id=dev,bus=rp,socket={tmp / 's'}", machine="q35") as vm:
+        port = Ecam(vm)
+        assert port.read(0x100, 4) & 0xFFFF == AER
+        assert port.read(0x104, 4) == 0
+        fake.drop()
+        wait_for(lambda: port.read(0x104, 4) == COMPLETION_TIMEOUT, "the error in the port")
+        assert vm.get("dev", "connected") is False
+
+
+@case("server-that-is-looked-for-is-no-error-of-the-port")
+def _(tmp):
+    with express_device(tmp) as fake, Qemu(
+            tmp, "-device", "pcie-root-port,id=rp,addr=4", "-device",
+            f"vfio-user-pci,id=dev,bus=rp,reconnect=60,socket={tmp / 's'}", machine="q35") as vm:
+        fake.drop()
+        wait_for(lambda: vm.get("dev", "reconnects") == 1 and vm.get("dev", "connected"))
+        assert Ecam(vm).read(0x104, 4) == 0
 
 
 @case("unplugging-below-a-port")
