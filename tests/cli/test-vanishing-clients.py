@@ -33,7 +33,9 @@ class Client:
     def __init__(self, path, rnd):
         self.random, self.sent = rnd, 0
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(path)  # waits while the queue is full, which with a timeout is an error
+        # Python's own timeout would make the socket non-blocking, and a full backlog a failure.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", DEADLINE_S, 0))
+        self.socket.connect(path)
         self.socket.settimeout(DEADLINE_S)
         self.twin = None
 
