@@ -222,6 +222,7 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
 
     if (outcome == BACK) {
         pthread_mutex_lock(&s->setup);
+        ob_client_limit(n, c->opt.timeout_ms); /* who sets something up now waits for all of this */
         rc = ob_memo_restore(c, n, why, size);
         if (rc < 0)
             outcome = ob_err_class(rc) == OB_ERR_TRANSPORT ? AGAIN : NEVER;

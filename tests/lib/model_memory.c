@@ -57,13 +57,12 @@ static bool meets(const struct model *m, uint64_t address, uint64_t len, enum mo
 
 int model_get(const struct model *m, uint64_t address, uint64_t len, uint32_t prot)
 {
+    const struct model_map *map = map_at(m, address);
     int rc = check_range(m, address, len, prot);
 
     if (rc < 0)
         return rc;
-    return map_at(m, address) == map_at(m, address + len - 1) && map_at(m, address)->mode == BY_MMAP
-               ? 0
-               : -EOPNOTSUPP;
+    return map && map == map_at(m, address + len - 1) && map->mode == BY_MMAP ? 0 : -EOPNOTSUPP;
 }
 
 void model_mark(struct model *m, uint64_t address, uint64_t len)
