@@ -65,6 +65,7 @@ static void log_line(void *opaque, enum ob_log_level level, const char *line)
 static void stop(int signal)
 {
     (void)signal;
+    /* NOLINTNEXTLINE(bugprone-signal-handler,cert-sig30-c): it is made for that, see server.h */
     ob_server_stop(served);
 }
 

@@ -314,7 +314,7 @@ static void work_a_while(struct disk *d, pid_t pid)
 
 /* What is noted of queues, and what is posted: the stores between which it matters to be killed. */
 struct notes {
-    uint32_t current;
+    uint64_t current;
     struct nvme_cq_record cq[QUEUES + 2];
     uint64_t sq[QUEUES][1 + DEPTH];
     struct nvme_cqe posted[QUEUES + 1][DEPTH];
@@ -423,12 +423,13 @@ static void kill_often(const char *aio, bool shadow, bool by_message, unsigned k
     char state[128];
     const char *const args[] = { image, "--state",  state,    aio, "--queues",
                                  "4",   "--serial", "KILLED", NULL };
+    const char *seed = getenv("SEED");
     struct disk *d = &disk;
     int64_t end;
     pid_t pid;
 
     snprintf(state, sizeof(state), "%s/state", test_tmpdir());
-    d->seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)now_us();
+    d->seed = seed ? strtoull(seed, NULL, 0) : (uint64_t)now_us();
     printf("SEED=%llu\n", (unsigned long long)d->seed);
     d->h.by_message = by_message;
     pid = host_fork(&d->h, args);
@@ -455,7 +456,9 @@ static void kill_often(const char *aio, bool shadow, bool by_message, unsigned k
 /* KILLS: for a longer run by hand. */
 static unsigned kills(unsigned usual)
 {
-    return getenv("KILLS") ? (unsigned)strtoul(getenv("KILLS"), NULL, 0) : usual;
+    const char *given = getenv("KILLS");
+
+    return given ? (unsigned)strtoul(given, NULL, 0) : usual;
 }
 
 TEST_TIMEOUT(uring_shadow, "io-goes-on-over-100-kills-with-shadow-doorbells", 60)

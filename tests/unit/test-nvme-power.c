@@ -198,6 +198,7 @@ TEST_TIMEOUT(power, "what-was-flushed-survives-a-power-cut-also-after-kills", 90
     const char *image = host_image("disk.img", (uint64_t)UNITS * UNIT, 0);
     char state[128];
     const char *const args[] = { image, "--state", state, "--aio=threads", "--queues=2", NULL };
+    const char *seed = getenv("SEED");
     struct disk *d = &disk;
     pid_t pid;
 
@@ -207,7 +208,7 @@ TEST_TIMEOUT(power, "what-was-flushed-survives-a-power-cut-also-after-kills", 90
     host_calls.syncing = syncing;
     host_calls.synced = synced;
     host_calls.wrote = wrote;
-    d->seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)now_us();
+    d->seed = seed ? strtoull(seed, NULL, 0) : (uint64_t)now_us();
     printf("SEED=%llu\n", (unsigned long long)d->seed);
     pid = host_fork(&d->h, args);
     host_connect(&d->h);

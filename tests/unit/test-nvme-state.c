@@ -719,6 +719,7 @@ TEST_TIMEOUT(random_damage, "a-state-file-with-any-wrong-bytes-is-refused-or-har
     start(8);
     CHECK(WIFSIGNALED(host_kill(h, disk.pid, SIGKILL)));
     bytes = (uint8_t *)disk.map;
+    CHECK(good != NULL);
     disk.map->sq[0].number[0] = disk.map->sq[0].fetched; /* with a command that is under way */
     memcpy(good, bytes, SIZE);
     for (unsigned round = 0; round < 300; round++) {
