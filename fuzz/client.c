@@ -294,6 +294,8 @@ static void call_others(struct run *r)
         r->reluctant = !r->reluctant;
     if (what & 2)
         check_result(ob_client_await(r->client, 50));
+    if (what & 8)
+        ob_client_limit(r->client, what >> 4);
     if (what & 4)
         ob_client_disconnect(r->client, "so the input says");
     ob_client_stats(r->client, &stats);
