@@ -357,8 +357,10 @@ void obq_link_shutdown(ObPci *d)
 
 void obq_link_drop(ObPci *d, const char *why)
 {
-    ob_client_shutdown(d->link.client, why);
-    lost_cb(d, why);
+    if (obq_link_alive(d)) { /* else lost_cb() has been told the first reason */
+        ob_client_shutdown(d->link.client, why);
+        lost_cb(d, why);
+    }
 }
 
 int obq_link_control(ObPci *d, int rc, const char *what)
