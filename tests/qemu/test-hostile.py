@@ -67,12 +67,12 @@ class Machine:
         pci.config_write(0x10, 4, pci.bars[0][1])
         pci.command(MEMORY | MASTER)
 
-    def plug(self, timeout_ms=LONG_MS, posted=False):
+    def plug(self, timeout_ms=LONG_MS, posted=False, reconnect=0):
         """None, or the reason why not."""
         self.vm.errors.clear()
         try:
             self.vm.qmp("device_add", driver="vfio-user-pci", id="dev", addr=str(SLOT), socket=str(self.tmp / "s"),
-                        x_msg_timeout=timeout_ms, x_no_posted_writes=not posted)
+                        x_msg_timeout=timeout_ms, x_no_posted_writes=not posted, reconnect=reconnect)
         except QmpError as why:
             return str(why)
         return None
@@ -216,10 +216,10 @@ RUNNING = [
 ]
 
 
-def plug_for(m, fake, behaviour, posted):
+def plug_for(m, fake, behaviour, **options):
     fake.disarm()
     for _ in range(5):  # honest answers may be as late as others, on a machine that is busy
-        why = m.plug(SHORT_MS if behaviour.silent else LONG_MS, posted)
+        why = m.plug(SHORT_MS if behaviour.silent else LONG_MS, **options)
         if why is None:
             break
     assert why is None, why
@@ -230,7 +230,7 @@ def plug_for(m, fake, behaviour, posted):
 
 def check_running(m, fake, message, act, waits, name):
     behaviour, posted = BEHAVIOURS[name], message.name == "posted-write"
-    plug_for(m, fake, behaviour, posted)
+    plug_for(m, fake, behaviour, posted=posted)
     fake.arm(message, behaviour)
     value = act(m)
     if not fake.hit.is_set() and message.cmd in (DMA_MAP, DMA_UNMAP):
@@ -269,6 +269,42 @@ def running_case(message, act, waits):
 
 for each in RUNNING:
     running_case(*each)
+
+
+def check_returning(m, fake, message, name):
+    behaviour = BEHAVIOURS[name]
+    plug_for(m, fake, behaviour, reconnect=60)
+    fake.arm(message, behaviour)
+    fake.drop()
+    assert fake.hit.wait(10)
+    m.works()
+    wait_for(lambda: m.connected() or "until the device is unplugged" in m.vm.stderr(), "the end of the search")
+    if behaviour.harmless:
+        wait_for(m.connected, "the return")
+    m.enable(m.pci)
+    assert m.read_bar() in (0, ALL_ONES)
+    m.enable_msix()
+    m.change_memory_map()
+    m.reset()
+    m.works()
+    m.unplug()
+
+
+def returning_case(message):
+    @case(f"any-behaviour-at-{message.name}-of-a-server-that-comes-back-leaves-the-machine-running", timeout_s=120)
+    def _(tmp):
+        with machine(tmp) as (m, fake):
+            for name in BEHAVIOURS:
+                try:
+                    check_returning(m, fake, message, name)
+                except BaseException:
+                    print(f"at {message.name}: {name}")
+                    raise
+
+
+for each in PLUGGING:
+    if each.name in ("version", "config", "map"):
+        returning_case(each)
 
 
 def start(tmp):
