@@ -26,8 +26,8 @@ def _(tmp):
     for name, entry in ours.items():
         assert entry.get("description"), f"{name} has no description"
         if documented[name] in ("on", "off") or documented[name].isdigit():
-            default = {False: "off", True: "on"}.get(entry["default-value"], str(entry["default-value"]))
-            assert default == documented[name], name
+            default = {"False": "off", "True": "on"}.get(str(entry["default-value"]), str(entry["default-value"]))
+            assert default == documented[name], (name, default)
 
 
 @case("every-documented-error-is-in-the-source")
