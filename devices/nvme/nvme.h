@@ -27,8 +27,9 @@
 #define NVME_MDTS              8u    /* log2 of pages: 1 MiB a command */
 #define NVME_TRANSFER_MAX      (NVME_PAGE << NVME_MDTS)
 #define NVME_SEGS_MAX          ((1u << NVME_MDTS) + 1)
-#define NVME_INLINE_SEGS       4u   /* in the command itself; more are allocated */
-#define NVME_INFLIGHT_MAX      128u /* commands fetched from one queue at a time */
+#define NVME_INLINE_SEGS       4u          /* in the command itself; more are allocated */
+#define NVME_INFLIGHT_MAX      128u        /* commands fetched from one queue at a time */
+#define NVME_BOUNCE_MAX        (64u << 20) /* bytes of data on their way through buffers of ours */
 #define NVME_BURST             32u /* commands fetched from one queue before it is another's turn */
 #define NVME_AERS_MAX          4u  /* AERL + 1 */
 #define NVME_EVENTS_MAX        8u  /* kinds of asynchronous events that may wait */
@@ -213,6 +214,7 @@ struct nvme_ctrl {
     unsigned top;      /* no queue above is live */
     unsigned turn;     /* I/O submission queue that is served first next time */
     unsigned inflight; /* requests with the backend */
+    uint64_t bounced;  /* bytes of bounce buffers */
     bool intx;         /* level */
     int64_t hold_ns;   /* the first that a completion queue's interrupt waits for, or 0 */
 

@@ -181,6 +181,7 @@ uint16_t nvme_data_bounce(struct nvme_cmd *cmd)
     data->bounce = malloc(cmd->len);
     if (!data->bounce)
         return NVME_INTERNAL_ERROR;
+    cmd->ctrl->bounced += cmd->len;
     data->iov = data->inline_iov;
     data->iov[0] = (struct iovec){ data->bounce, cmd->len };
     data->niov = 1;
@@ -195,6 +196,8 @@ void nvme_data_release(struct nvme_cmd *cmd)
         ob_dma_put(cmd->ctrl->server, &data->refs[i]);
     if (data->iov != data->inline_iov)
         free(data->iov);
+    if (data->bounce)
+        cmd->ctrl->bounced -= cmd->len;
     free(data->bounce);
     data->iov = NULL;
     data->bounce = NULL;

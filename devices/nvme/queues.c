@@ -265,11 +265,17 @@ bool nvme_execute(struct nvme_cmd *cmd)
     return true;
 }
 
+/* A command that would have to wait for one before it stays in its queue. */
+static bool has_room(const struct nvme_ctrl *c, const struct nvme_sq *sq)
+{
+    return sq->free && (sq->id == 0 || c->bounced < NVME_BOUNCE_MAX);
+}
+
 static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
 {
     unsigned n = 0;
 
-    while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && sq->free) {
+    while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && has_room(c, sq)) {
         struct nvme_sqe sqe;
         struct nvme_cmd *cmd;
         if (sq->id == 0)

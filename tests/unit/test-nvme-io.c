@@ -6,7 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define DISK (16u << 20)
+#define MIB  (1u << 20)
+#define DISK (16u * MIB)
 
 /* ---- Shapes of PRPs ------------------------------------------------------------------------ */
 
@@ -436,5 +437,50 @@ TEST(parallel, "many-commands-at-once-keep-their-data-apart")
             CHECK_INT(host_wait(&h, (uint16_t)(1 + i % 4), &cqe), 0);
     }
     CHECK_MEM(h.ram + at, h.ram + back, 400 * NVME_PAGE);
+    CHECK_INT(host_end(&h), 0);
+}
+
+/* KiB of memory that this process has, or has had at most. */
+static long memory_kib(const char *field)
+{
+    char line[256];
+    long kib = -1;
+    FILE *f = fopen("/proc/self/status", "r");
+
+    CHECK(f);
+    while (fgets(line, sizeof(line), f))
+        if (strncmp(line, field, strlen(field)) == 0)
+            kib = strtol(line + strlen(field), NULL, 10);
+    fclose(f);
+    CHECK(kib >= 0);
+    return kib;
+}
+
+/* A client whose memory is private can have 16 x 60 MiB under way. */
+TEST(bounded, "data-that-goes-by-message-takes-so-much-memory-and-no-more")
+{
+    struct nvme_host h = { .by_message = true };
+    const char *image = host_image("disk.img", 2 * MIB, 0);
+    struct nvme_sqe read;
+    struct nvme_cqe cqe;
+    long before_kib;
+
+    host_serve(&h, "--doorbells", "mapped", image, NULL); /* it sees all tails at once */
+    host_connect(&h);
+    host_enable(&h);
+    for (uint16_t q = 1; q <= 16; q++)
+        host_add_queue(&h, q, 64, q);
+    read = host_io(&h, NVME_IO_READ, 0, MIB / 512, host_pages(&h, MIB / NVME_PAGE), 512);
+    CHECK_INT(host_do(&h, 1, read, NULL), 0);
+    before_kib = memory_kib("VmHWM:");
+    for (uint16_t q = 1; q <= 16; q++) {
+        for (unsigned i = 0; i < 60; i++)
+            host_put(&h, q, read);
+        host_ring(&h, q);
+    }
+    for (uint16_t q = 1; q <= 16; q++)
+        for (unsigned i = 0; i < 60; i++)
+            CHECK_INT(host_wait(&h, q, &cqe), 0);
+    CHECK(memory_kib("VmHWM:") - before_kib < 100 * 1024);
     CHECK_INT(host_end(&h), 0);
 }
