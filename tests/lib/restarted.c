@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "restarted.h"
+#include "harness.h"
+
+#include <errno.h>
+#include <linux/pci_regs.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct device {
+    struct shared *shared;
+    struct ob_server *server;
+};
+
+static int access_bar(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)
+{
+    struct device *d = opaque;
+    struct shared *s = d->shared;
+    uint64_t value = 0;
+
+    if (!is_write) {
+        memcpy(data, (uint8_t *)s->regs + offset, count);
+        return 0;
+    }
+    memcpy(&value, data, count < 8 ? count : 8);
+    if (offset == REG_FIRE) {
+        ob_server_irq_trigger(d->server, OB_PCI_IRQ_MSIX, (uint32_t)value);
+    } else if (offset == REG_FETCH) {
+        uint64_t fetched = 0;
+        s->fetch_rc = ob_dma_read(d->server, value, &fetched, sizeof(fetched));
+        s->fetched = fetched;
+    } else {
+        unsigned n = s->nlog++;
+        if (n < LOG_MAX) {
+            s->log[n].offset = (uint32_t)offset;
+            s->log[n].value = (uint32_t)value;
+        }
+        memcpy((uint8_t *)s->regs + offset, data, count);
+    }
+    return 0;
+}
+
+static int reset_device(void *opaque)
+{
+    struct device *d = opaque;
+
+    d->shared->resets++;
+    return d->shared->refuse_reset ? -EIO : 0;
+}
+
+/* Ends in the middle of being set up: at the attach, so many times. */
+static void client_came(void *opaque, bool attached)
+{
+    struct device *d = opaque;
+
+    if (attached && d->shared->die_at_write > 0 && d->shared->die_at_write-- > 0)
+        _exit(0);
+}
+
+/* The child's life. */
+_Noreturn static void serve(const struct rig *rig, int ready)
+{
+    struct device d = { .shared = rig->shared };
+    const struct ob_server_ops ops = { .size = sizeof(ops),
+                                       .reset = reset_device,
+                                       .client = client_came };
+    const struct ob_pci_id id = { .vendor = 0x1234, .device = rig->shared->device_id };
+    const struct ob_region bar = { .size = rig->shared->bar_size,
+                                   .flags = OB_REGION_READ | OB_REGION_WRITE,
+                                   .access = access_bar,
+                                   .opaque = &d,
+                                   .fd = -1 };
+    const struct ob_region table = { .size = 4096,
+                                     .flags = OB_REGION_READ | OB_REGION_WRITE,
+                                     .fd = -1 };
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    d.server = ob_server_new(&ops, &d);
+    if (!d.server || ob_pci_init(d.server, &id, true, true) < 0 ||
+        ob_pci_add_bar(d.server, 0, rig->shared->bar_size, 0) < 0 ||
+        ob_pci_add_bar(d.server, 1, 4096, 0) < 0 || ob_server_set_region(d.server, 0, &bar) < 0 ||
+        ob_server_set_region(d.server, 1, &table) < 0 ||
+        ob_pci_add_msix(d.server, VECTORS, 1, 0, 1, 2048) < 0 ||
+        ob_server_listen(d.server, rig->path, 0) < 0 || write(ready, "", 1) != 1)
+        _exit(1);
+    close(ready);
+    ob_server_run(d.server);
+    _exit(0);
+}
+
+void rig_start(struct rig *rig)
+{
+    int ready[2];
+    char byte;
+
+    CHECK_INT(pipe(ready), 0);
+    rig->pid = fork();
+    CHECK(rig->pid >= 0);
+    if (rig->pid == 0)
+        serve(rig, ready[1]);
+    close(ready[1]);
+    CHECK_INT(read(ready[0], &byte, 1), 1);
+    close(ready[0]);
+}
+
+void rig_kill(struct rig *rig)
+{
+    kill(rig->pid, SIGKILL);
+    CHECK_INT(waitpid(rig->pid, NULL, 0), rig->pid);
+}
+
+static void on_interrupted(void *opaque, const char *why)
+{
+    struct rig *rig = opaque;
+
+    snprintf(rig->why, sizeof(rig->why), "%s", why);
+    rig->interrupted++;
+}
+
+static void on_resumed(void *opaque)
+{
+    ((struct rig *)opaque)->resumed++;
+}
+
+static void on_lost(void *opaque, const char *why)
+{
+    struct rig *rig = opaque;
+
+    snprintf(rig->why, sizeof(rig->why), "%s", why);
+    rig->lost++;
+}
+
+struct ob_client_options rig_options(struct rig *rig, int reconnect_ms)
+{
+    struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
+
+    opt.reconnect_ms = reconnect_ms;
+    opt.interrupted = on_interrupted;
+    opt.resumed = on_resumed;
+    opt.lost = on_lost;
+    opt.opaque = rig;
+    return opt;
+}
+
+void rig_begin_server(struct rig *rig)
+{
+    *rig = (struct rig){ .pid = -1 };
+    rig->shared =
+        mmap(NULL, sizeof(*rig->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(rig->shared != MAP_FAILED);
+    rig->shared->device_id = 0x5678;
+    rig->shared->bar_size = BAR_SIZE;
+    snprintf(rig->path, sizeof(rig->path), "%s/s", test_tmpdir());
+    rig_start(rig);
+}
+
+int rig_connect_client(struct rig *rig, int reconnect_ms)
+{
+    struct ob_client_options opt = rig_options(rig, reconnect_ms);
+
+    return ob_client_connect(rig->path, &opt, &rig->client, rig->connect_error,
+                             sizeof(rig->connect_error));
+}
+
+void rig_begin(struct rig *rig, int reconnect_ms)
+{
+    rig_begin_server(rig);
+    if (rig_connect_client(rig, reconnect_ms) < 0)
+        test_fail(__FILE__, __LINE__, "%s", rig->connect_error);
+}
+
+void rig_end(struct rig *rig)
+{
+    ob_client_free(rig->client);
+    if (rig->pid > 0)
+        rig_kill(rig);
+    munmap(rig->shared, sizeof(*rig->shared));
+}
+
+void rig_wait_for(atomic_int *count, int value)
+{
+    int64_t until_ms = test_now_ms() + 5000;
+
+    while (*count < value && test_now_ms() < until_ms)
+        sched_yield();
+    CHECK_INT(*count, value);
+}
+
+void rig_check_back(struct rig *rig, int times)
+{
+    struct ob_client_stats stats;
+
+    CHECK_INT(ob_client_await(rig->client, 10000), 0);
+    rig_wait_for(&rig->resumed, times);
+    CHECK_INT(rig->interrupted, times);
+    CHECK(*rig->why);
+    CHECK_INT(rig->lost, 0);
+    ob_client_stats(rig->client, &stats);
+    CHECK_INT(stats.reconnects, times);
+    CHECK(ob_client_connected(rig->client));
+    CHECK(!ob_client_error(rig->client));
+}
+
+uint32_t rig_get(struct rig *rig, uint32_t offset)
+{
+    uint32_t value = 0;
+
+    CHECK_INT(ob_client_region_read(rig->client, 0, offset, &value, sizeof(value)), 0);
+    return value;
+}
+
+int rig_put(struct rig *rig, uint32_t offset, uint64_t value)
+{
+    return ob_client_region_write(rig->client, 0, offset, &value, sizeof(value));
+}
+
+int rig_post(struct rig *rig, uint32_t offset, uint32_t value)
+{
+    return ob_client_region_post(rig->client, 0, offset, &value, sizeof(value));
+}
+
+void rig_check_interrupted(struct rig *rig)
+{
+    uint32_t value;
+    int64_t until_ms = test_now_ms() + 5000;
+
+    while (ob_client_state(rig->client) == OB_CLIENT_CONNECTED && test_now_ms() < until_ms)
+        ob_client_region_read(rig->client, 0, REG_DATA, &value, sizeof(value));
+    CHECK_INT(ob_client_state(rig->client), OB_CLIENT_INTERRUPTED);
+    CHECK_INT(ob_client_region_read(rig->client, 0, REG_DATA, &value, sizeof(value)), -ENOTCONN);
+    CHECK(!ob_client_error(rig->client));
+}
+
+void rig_restart(struct rig *rig)
+{
+    rig_kill(rig);
+    rig_check_interrupted(rig);
+    rig_start(rig);
+}
+
+int rig_memory(uint64_t first)
+{
+    int fd = memfd_create("memory", MFD_CLOEXEC);
+
+    CHECK(fd >= 0);
+    CHECK_INT(ftruncate(fd, 8192), 0);
+    CHECK_INT(pwrite(fd, &first, sizeof(first), 4096), sizeof(first));
+    return fd;
+}
+
+bool rig_fired(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+    eventfd_t count;
+
+    return poll(&pfd, 1, 5000) == 1 && eventfd_read(fd, &count) == 0;
+}
+
+bool rig_silent(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+    return poll(&pfd, 1, 0) == 0;
+}
+
+void rig_check_fetch(struct rig *rig, uint64_t address, uint64_t value)
+{
+    CHECK_INT(rig_put(rig, REG_FETCH, address), 0);
+    CHECK_INT(rig->shared->fetch_rc, 0);
+    CHECK_INT(rig->shared->fetched, value);
+}
+
+uint16_t rig_config16(struct rig *rig, uint32_t offset)
+{
+    uint16_t value;
+
+    CHECK_INT(ob_client_region_read(rig->client, OB_PCI_REGION_CONFIG, offset, &value, 2), 0);
+    return value;
+}
+
+void rig_config_put16(struct rig *rig, uint32_t offset, uint16_t value)
+{
+    CHECK_INT(ob_client_region_write(rig->client, OB_PCI_REGION_CONFIG, offset, &value, 2), 0);
+}
