@@ -248,7 +248,8 @@ int ob_client_flush_locked(struct ob_client *c, struct ob_socket *s);
 int ob_client_loop_init(struct ob_client *c);
 /* Lets socket_epoll hear of the socket. 0 or a negative errno. */
 int ob_client_watch(struct ob_client *c, struct ob_socket *s);
-/* Lets it hear of the sockets of n, which are to become those of c. 0 or a negative errno. */
+/* Lets it hear of the sockets of n, which are to become those of c, in place of c's. 0 or a negative
+ * errno. */
 int ob_client_rewatch(struct ob_client *c, const struct ob_client *n);
 /* Keeps the embedder's loop asleep until ob_client_rearm_locked(), for a caller that sends and is
  * going to wait: else the reply could wake both. */

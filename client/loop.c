@@ -33,13 +33,22 @@ int ob_client_watch(struct ob_client *c, struct ob_socket *s)
     return watch(c, s, s->channel.fd);
 }
 
+/* To close a socket is not enough while a process that was forked has it as well. */
+static void unwatch(struct ob_client *c, const struct ob_client *whose)
+{
+    epoll_ctl(c->socket_epoll, EPOLL_CTL_DEL, whose->main.channel.fd, NULL);
+    if (whose->twin.channel.fd >= 0)
+        epoll_ctl(c->socket_epoll, EPOLL_CTL_DEL, whose->twin.channel.fd, NULL);
+}
+
 int ob_client_rewatch(struct ob_client *c, const struct ob_client *n)
 {
     int rc = watch(c, &c->main, n->main.channel.fd);
 
     if (rc == 0 && n->twin.channel.fd >= 0)
         rc = watch(c, &c->twin, n->twin.channel.fd);
-    return rc; /* who fails here is closed, and so goes by itself */
+    unwatch(c, rc == 0 ? c : n);
+    return rc;
 }
 
 static void arm_locked(struct ob_client *c, bool armed)

@@ -52,6 +52,8 @@ static int reset_device(void *opaque)
     struct device *d = opaque;
 
     d->shared->resets++;
+    while (d->shared->hang_in_reset)
+        pause();
     return d->shared->refuse_reset ? -EIO : 0;
 }
 
@@ -149,7 +151,7 @@ struct ob_client_options rig_options(struct rig *rig, int reconnect_ms)
     return opt;
 }
 
-void rig_begin_server(struct rig *rig)
+static void begin_at(struct rig *rig, const char *path)
 {
     *rig = (struct rig){ .pid = -1 };
     rig->shared =
@@ -157,22 +159,42 @@ void rig_begin_server(struct rig *rig)
     CHECK(rig->shared != MAP_FAILED);
     rig->shared->device_id = 0x5678;
     rig->shared->bar_size = BAR_SIZE;
-    snprintf(rig->path, sizeof(rig->path), "%s/s", test_tmpdir());
+    snprintf(rig->path, sizeof(rig->path), "%s", path);
     rig_start(rig);
+}
+
+void rig_begin_server(struct rig *rig)
+{
+    char path[sizeof(rig->path)];
+
+    snprintf(path, sizeof(path), "%s/s", test_tmpdir());
+    begin_at(rig, path);
+}
+
+static int connect_with(struct rig *rig, const struct ob_client_options *opt)
+{
+    return ob_client_connect(rig->path, opt, &rig->client, rig->connect_error,
+                             sizeof(rig->connect_error));
 }
 
 int rig_connect_client(struct rig *rig, int reconnect_ms)
 {
     struct ob_client_options opt = rig_options(rig, reconnect_ms);
 
-    return ob_client_connect(rig->path, &opt, &rig->client, rig->connect_error,
-                             sizeof(rig->connect_error));
+    return connect_with(rig, &opt);
 }
 
 void rig_begin(struct rig *rig, int reconnect_ms)
 {
     rig_begin_server(rig);
     if (rig_connect_client(rig, reconnect_ms) < 0)
+        test_fail(__FILE__, __LINE__, "%s", rig->connect_error);
+}
+
+void rig_begin_with(struct rig *rig, const char *path, const struct ob_client_options *opt)
+{
+    begin_at(rig, path);
+    if (connect_with(rig, opt) < 0)
         test_fail(__FILE__, __LINE__, "%s", rig->connect_error);
 }
 

@@ -33,6 +33,7 @@ struct shared {
     uint32_t bar_size;
     atomic_int die_at_write; /* config writes that it survives; < 0: all */
     bool refuse_reset;
+    atomic_bool hang_in_reset; /* for ever */
 };
 
 struct rig {
@@ -46,11 +47,12 @@ struct rig {
 };
 
 struct ob_client_options rig_options(struct rig *rig, int reconnect_ms);
-/* A server, and a client of it. */
+/* A server, and a client of it. path: where; opt: rig_options(), and what a case makes of them. */
 void rig_begin(struct rig *rig, int reconnect_ms);
 void rig_begin_server(struct rig *rig);
 /* The same, one after the other. */
 int rig_connect_client(struct rig *rig, int reconnect_ms);
+void rig_begin_with(struct rig *rig, const char *path, const struct ob_client_options *opt);
 void rig_end(struct rig *rig);
 /* A server as rig->shared says now. */
 void rig_start(struct rig *rig);

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A client that reconnects, where its server, or its own process, makes that hard. */
+#include "harness.h"
+#include "restarted.h"
+
+#include <errno.h>
+#include <linux/pci_regs.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static bool readable(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+    return poll(&pfd, 1, 0) == 1;
+}
+
+/* The servers here are such processes: they have the client's sockets of the time of their fork. */
+TEST(forked, "a-process-that-was-forked-meanwhile-does-not-keep-the-loop-busy")
+{
+    int64_t until_ms;
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    rig_restart(&rig);
+    rig_check_back(&rig, 1);
+    CHECK_INT(rig_put(&rig, REG_DATA, 1), 0);
+    until_ms = test_now_ms() + 3000;
+    while (readable(ob_client_fd(rig.client)) && test_now_ms() < until_ms)
+        CHECK_INT(ob_client_step(rig.client), 0);
+    CHECK(!readable(ob_client_fd(rig.client)));
+    rig_end(&rig);
+}
