@@ -89,6 +89,7 @@ struct ob_request {
     struct ob_msg *reply;
     int64_t start_ns, deadline_ns;
     uint64_t posted;          /* writes before it, for a memo */
+    bool after_reset;         /* one of which nobody knows whether it was carried out */
     struct ob_waiter *waiter; /* the thread that sleeps until this is done, if one does */
     struct ob_request *next;  /* in its bucket */
 };
@@ -248,8 +249,8 @@ int ob_client_flush_locked(struct ob_client *c, struct ob_socket *s);
 int ob_client_loop_init(struct ob_client *c);
 /* Lets socket_epoll hear of the socket. 0 or a negative errno. */
 int ob_client_watch(struct ob_client *c, struct ob_socket *s);
-/* Lets it hear of the sockets of n, which are to become those of c, in place of c's. 0 or a negative
- * errno. */
+/* Lets it hear of the sockets of n, which are to become those of c, in place of c's. 0 or a
+ * negative errno. */
 int ob_client_rewatch(struct ob_client *c, const struct ob_client *n);
 /* Keeps the embedder's loop asleep until ob_client_rearm_locked(), for a caller that sends and is
  * going to wait: else the reply could wake both. */

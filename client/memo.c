@@ -5,8 +5,9 @@
  * and posted writes that the server may never have read. See memo.h for the theory.
  *
  * A change whose reply did not come (-ETIMEDOUT) counts as made: the embedder ends the connection
- * then, or lives with it. What cannot be noted (no memory, no fd) is remembered as `broken`: the
- * device works on, and its next loss is the last.
+ * then, or lives with it. Only a reset is due until a later request was answered: to carry it out
+ * twice does no harm then, and not at all would. What cannot be noted (no memory, no fd) is
+ * remembered as `broken`: the device works on, and its next loss is the last.
  */
 #include "client/memo.h"
 
@@ -355,12 +356,12 @@ int ob_memo_note_posted_locked(struct ob_client *c, const struct ob_wire_region_
 int ob_memo_note_reset(struct ob_client *c, int rc)
 {
     struct ob_memo *s = c->memo;
-    bool noted = s && rc == -ENOTCONN && c->state == OB_CLIENT_INTERRUPTED;
+    bool due = rc == -ETIMEDOUT || rc == -ENOTCONN;
 
     if (!s || !to_note(c, &rc))
         return rc;
-    s->reset_due = noted;
     ob_client_lock(c);
+    s->reset_due = due;
     memset(s->config_set, 0, sizeof(s->config_set));
     s->taken = s->posted;
     ob_client_unlock(c);
@@ -495,8 +496,6 @@ int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size
         what = "its registers";
         rc = restore_config(s, n);
     }
-    if (rc == 0)
-        s->reset_due = false;
     return rc == 0 ? 0
                    : ob_client_refuse(errbuf, size, rc, "it does not take %s again: %s", what,
                                       ob_strerror(rc, text, sizeof(text)));

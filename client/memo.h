@@ -62,8 +62,7 @@ struct ob_memo {
     size_t nmaps;
     struct file *files;        /* that maps are of, each once */
     struct ob_memo_irqs *irqs; /* identity.info.num_irqs */
-    bool reset_due;
-    const char *broken; /* why what was set up cannot be restored; NULL: it can */
+    const char *broken;        /* why what was set up cannot be restored; NULL: it can */
     /* guarded by the client's lock */
     pthread_cond_t changed;      /* the state, running, or the role laid down while INTERRUPTED */
     char why[OB_CLIENT_WHY_MAX]; /* the connection died last */
@@ -72,6 +71,7 @@ struct ob_memo {
     unsigned delay_ms;           /* before the next attempt */
     int64_t resumed_ns;
     uint64_t reconnects;
+    bool reset_due; /* before anything else is set up again */
     struct ob_client *attempt;
     uint8_t config[OB_MEMO_CONFIG];   /* as last written */
     bool config_set[OB_MEMO_CONFIG];  /* it was */

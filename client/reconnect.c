@@ -203,6 +203,7 @@ static enum outcome adopt(struct ob_client *c, struct ob_client *n, char *why, s
     }
     if (outcome == BACK) {
         c->memo->reconnects++;
+        c->memo->reset_due = false;
         c->memo->resumed_ns = ob_now_ns();
         c->told = false;
         set_state_locked(c, OB_CLIENT_CONNECTED);

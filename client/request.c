@@ -119,6 +119,15 @@ static bool drop_stray_locked(struct ob_client *c, const struct ob_wire_hdr *hdr
            (hdr->cmd == OB_CMD_REGION_WRITE || hdr->cmd == OB_CMD_REGION_WRITE_MULTI);
 }
 
+/* The server handles commands in order: it has had all that was sent before, too. */
+static void note_answered_locked(struct ob_memo *s, const struct ob_request *req)
+{
+    if (req->posted > s->taken)
+        s->taken = req->posted;
+    if (req->after_reset)
+        s->reset_due = false;
+}
+
 void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg)
 {
     struct ob_request **link = find_locked(c, msg->hdr.msg_id);
@@ -140,8 +149,8 @@ void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg)
     } else {
         take_out_locked(c, link);
         expect_no_fds_locked(c, req->cmd);
-        if (c->memo && req->posted > c->memo->taken)
-            c->memo->taken = req->posted;
+        if (c->memo)
+            note_answered_locked(c->memo, req);
         finish_locked(req, 0, msg);
         return;
     }
@@ -245,8 +254,10 @@ static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cm
         *bucket = req;
         c->npending++;
         c->nrequests++;
-        if (c->memo)
+        if (c->memo) {
             req->posted = c->memo->posted;
+            req->after_reset = c->memo->reset_due;
+        }
     }
     return rc;
 }

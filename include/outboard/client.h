@@ -137,7 +137,8 @@ void ob_client_limit(struct ob_client *client, int total_ms);
  *
  * What becomes of requests:
  *   - those that set up (DMA, interrupts, reset) succeed while INTERRUPTED, and are carried out
- *     when the server is back; so are posted writes of up to 8 bytes;
+ *     when the server is back; so are posted writes of up to 8 bytes, and a reset that was not
+ *     answered in time;
  *   - all others end with -ENOTCONN. Whether to repeat them the caller decides, after
  *     ob_client_await(): the server may or may not have carried them out;
  *   - posted writes that the server may not have read are repeated: of each register (region,

@@ -36,3 +36,44 @@ TEST(forked, "a-process-that-was-forked-meanwhile-does-not-keep-the-loop-busy")
     CHECK(!readable(ob_client_fd(rig.client)));
     rig_end(&rig);
 }
+
+/* Requests time out soon. */
+static void begin_quick(struct rig *rig)
+{
+    struct ob_client_options opt = rig_options(rig, 20000);
+    char path[sizeof(rig->path)];
+
+    opt.timeout_ms = 500;
+    snprintf(path, sizeof(path), "%s/s", test_tmpdir());
+    rig_begin_with(rig, path, &opt);
+}
+
+TEST(reset_timeout, "a-reset-that-was-not-answered-is-repeated-after-the-return")
+{
+    struct rig rig;
+
+    begin_quick(&rig);
+    kill(rig.pid, SIGSTOP);
+    CHECK_INT(ob_client_reset(rig.client), -ETIMEDOUT);
+    ob_client_disconnect(rig.client, "it does not answer");
+    rig_restart(&rig);
+    CHECK_INT(ob_client_await(rig.client, 10000), 0);
+    CHECK_INT(rig.shared->resets, 1);
+    rig_end(&rig);
+}
+
+TEST(reset_late, "a-reset-that-was-answered-late-is-not-repeated")
+{
+    struct rig rig;
+
+    begin_quick(&rig);
+    kill(rig.pid, SIGSTOP);
+    CHECK_INT(ob_client_reset(rig.client), -ETIMEDOUT);
+    kill(rig.pid, SIGCONT);
+    rig_get(&rig, REG_DATA);
+    CHECK_INT(rig.shared->resets, 1);
+    rig_restart(&rig);
+    rig_check_back(&rig, 1);
+    CHECK_INT(rig.shared->resets, 1);
+    rig_end(&rig);
+}
