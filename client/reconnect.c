@@ -99,10 +99,22 @@ static const char *lacks(const struct ob_caps *was, const struct ob_caps *is)
     return NULL;
 }
 
-/* A connection to whoever is there now. */
-static int connect_attempt(struct ob_client *c, int64_t deadline_ns, struct ob_client **out,
-                           char *why, size_t size)
+/* What this thread asks of n is answered by then, or not at all. */
+static void limit(struct ob_client *n, int64_t until_ns)
 {
+    ob_client_lock(n);
+    n->limit_thread = pthread_self();
+    if (!n->limit_ns || until_ns < n->limit_ns)
+        n->limit_ns = until_ns;
+    ob_client_unlock(n);
+}
+
+/* A connection to whoever is there now. end_ns: of all attempts. */
+static int connect_attempt(struct ob_client *c, int64_t end_ns, struct ob_client **out, char *why,
+                           size_t size)
+{
+    int64_t timeout_ns = ob_deadline_ns(c->opt.timeout_ms);
+    int64_t deadline_ns = timeout_ns < end_ns ? timeout_ns : end_ns;
     struct ob_client_options opt = c->opt;
     int64_t soon_ns = ob_deadline_ns(CONNECT_MS);
     int fd = ob_socket_connect(c->memo->path, soon_ns < deadline_ns ? soon_ns : deadline_ns);
@@ -118,6 +130,7 @@ static int connect_attempt(struct ob_client *c, int64_t deadline_ns, struct ob_c
         return ob_client_refuse(why, size, rc, "cannot set up the connection: %s",
                                 ob_errno_text(-rc));
     (*out)->owner = c;
+    limit(*out, end_ns);
     ob_client_lock(c);
     if (c->state == OB_CLIENT_INTERRUPTED)
         c->memo->attempt = *out;
@@ -223,7 +236,8 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
 
     if (outcome == BACK) {
         pthread_mutex_lock(&s->setup);
-        ob_client_limit(n, c->opt.timeout_ms); /* who sets something up now waits for all of this */
+        limit(n, ob_deadline_ns(
+                     c->opt.timeout_ms)); /* who sets something up now waits for all of this */
         rc = ob_memo_restore(c, n, why, size);
         if (rc < 0)
             outcome = ob_err_class(rc) == OB_ERR_TRANSPORT ? AGAIN : NEVER;
@@ -242,13 +256,10 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
 
 static enum outcome attempt(struct ob_client *c, int64_t deadline_ns, char *why, size_t size)
 {
-    int64_t timeout_ns = ob_deadline_ns(c->opt.timeout_ms);
     struct ob_client *n = NULL;
     enum outcome outcome = AGAIN;
 
-    if (timeout_ns > deadline_ns)
-        timeout_ns = deadline_ns;
-    if (connect_attempt(c, timeout_ns, &n, why, size) == 0 && n)
+    if (connect_attempt(c, deadline_ns, &n, why, size) == 0 && n)
         outcome = set_up(c, n, why, size);
     ob_client_lock(c);
     c->memo->attempt = NULL;

@@ -77,3 +77,29 @@ TEST(reset_late, "a-reset-that-was-answered-late-is-not-repeated")
     CHECK_INT(rig.shared->resets, 1);
     rig_end(&rig);
 }
+
+/* The client is in the middle of setting the device up, at a server that does not go on. */
+static void begin_hanging(struct rig *rig, int reconnect_ms)
+{
+    rig_begin(rig, reconnect_ms);
+    rig_kill(rig);
+    rig_check_interrupted(rig);
+    CHECK_INT(ob_client_reset(rig->client), 0);
+    rig->shared->hang_in_reset = true;
+    rig_start(rig);
+    rig_wait_for((atomic_int *)&rig->shared->resets, 1);
+}
+
+TEST(late, "a-server-that-hangs-while-it-is-set-up-is-given-up-when-the-time-is-over")
+{
+    int64_t began_ms = test_now_ms();
+    struct rig rig;
+
+    begin_hanging(&rig, 1000);
+    CHECK_INT(ob_client_await(rig.client, 20000), -ENOTCONN);
+    CHECK(test_now_ms() - began_ms < 4000);
+    CHECK(strstr(ob_client_error(rig.client), "it did not come back within 1000 ms: it does not "
+                                              "take a reset again: the server did not answer"));
+    rig_wait_for(&rig.lost, 1);
+    rig_end(&rig);
+}
