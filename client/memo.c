@@ -49,14 +49,14 @@ bool ob_memo_enter(struct ob_client *c)
     if (ob_client_in_callback(c))
         return false;
     if (c->memo)
-        pthread_mutex_lock(&c->memo->setup);
+        ob_setup_take(c);
     return true;
 }
 
 void ob_memo_leave(struct ob_client *c)
 {
     if (c->memo)
-        pthread_mutex_unlock(&c->memo->setup);
+        ob_setup_give(c);
 }
 
 /* Whether a change whose request ended so is to be noted; *rc becomes what the caller gets. */
@@ -373,7 +373,7 @@ int ob_memo_region_info(struct ob_client *c, uint32_t index, struct ob_region_in
     struct ob_memo *s = c->memo;
     int fd, rc = 0;
 
-    pthread_mutex_lock(&s->setup);
+    ob_setup_take(c);
     fd = s->identity.regions[index].fd;
     if (fd >= 0 && (fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0)
         rc = -errno;
@@ -381,7 +381,7 @@ int ob_memo_region_info(struct ob_client *c, uint32_t index, struct ob_region_in
         *out = s->identity.regions[index];
         out->fd = fd;
     }
-    pthread_mutex_unlock(&s->setup);
+    ob_setup_give(c);
     return rc;
 }
 
@@ -524,7 +524,6 @@ void ob_memo_free(struct ob_memo *s)
     free(s->irqs);
     ob_identity_fini(&s->identity);
     pthread_cond_destroy(&s->changed);
-    pthread_mutex_destroy(&s->setup);
     free(s->path);
     free(s);
 }
@@ -537,8 +536,8 @@ int ob_memo_begin(struct ob_client *c, const char *path, char *errbuf, size_t si
 
     if (!s)
         return ob_client_refuse(errbuf, size, -ENOMEM, "out of memory");
-    pthread_mutex_init(&s->setup, NULL);
     pthread_cond_init(&s->changed, &c->monotonic);
+    s->patience_ms = OB_MEMO_PATIENCE_MS;
     s->path = strdup(path);
     rc = s->path ? ob_identity_ask(c, &s->identity) : -ENOMEM;
     if (rc == 0) {

@@ -17,11 +17,13 @@
  * Calls that change what the device is told to keep (DMA maps, eventfds and masks of interrupts,
  * reset) hold `setup` from begin to end, and so does restore to adopt: each of those calls is
  * carried out on one connection, or noted and restored on the next. While the client is
- * INTERRUPTED they only note, and succeed.
+ * INTERRUPTED they only note, and succeed; an attempt that keeps them from it for long is ended, so
+ * that no server can make them wait (test: client-reconnect-rough/what-is-set-up-does-not-wait...).
  *
- * Locks: `setup` before the lock of the client; neither is held across a callback of the client,
- * except that restore serves DMA requests of the attempt with `setup` held: a callback must not
- * call into its client and wait (client.h), and setup calls are refused there.
+ * Locks: `setup` (a flag, as who waits for it has a deadline) before the lock of the client;
+ * neither is held across a callback of the client, except that restore serves DMA requests of the
+ * attempt with `setup` held: a callback must not call into its client and wait (client.h), and
+ * setup calls are refused there.
  */
 #ifndef OB_CLIENT_MEMO_H
 #define OB_CLIENT_MEMO_H
@@ -29,9 +31,12 @@
 #include "client/internal.h"
 
 /* Registers whose last posted write is kept until the server is known to have it. */
-#define OB_MEMO_POSTED_MAX 512u
+#define OB_MEMO_POSTED_MAX      512u
+/* How long a call that sets up waits for the device being set up again, at first and at most. */
+#define OB_MEMO_PATIENCE_MS     20u
+#define OB_MEMO_PATIENCE_MAX_MS 1000u
 /* Config space in which what was written is kept. */
-#define OB_MEMO_CONFIG     256u
+#define OB_MEMO_CONFIG          256u
 
 /* Who the device is. */
 struct ob_identity {
@@ -56,7 +61,6 @@ struct ob_memo_write {
 struct ob_memo {
     char *path;
     struct ob_identity identity;
-    pthread_mutex_t setup;
     /* guarded by setup */
     void *maps; /* a tree (search.h) of struct map by address */
     size_t nmaps;
@@ -64,7 +68,8 @@ struct ob_memo {
     struct ob_memo_irqs *irqs; /* identity.info.num_irqs */
     const char *broken;        /* why what was set up cannot be restored; NULL: it can */
     /* guarded by the client's lock */
-    pthread_cond_t changed;      /* the state, running, or the role laid down while INTERRUPTED */
+    pthread_cond_t changed; /* the state, running, setup, or the role laid down while INTERRUPTED */
+    bool setup;             /* somebody has it */
     char why[OB_CLIENT_WHY_MAX]; /* the connection died last */
     bool running;                /* there is a thread */
     bool again;                  /* the connection died once more before it ended */
@@ -73,6 +78,8 @@ struct ob_memo {
     uint64_t reconnects;
     bool reset_due; /* before anything else is set up again */
     struct ob_client *attempt;
+    bool restoring; /* it holds `setup` */
+    unsigned patience_ms;
     uint8_t config[OB_MEMO_CONFIG];   /* as last written */
     bool config_set[OB_MEMO_CONFIG];  /* it was */
     bool config_kept[OB_MEMO_CONFIG]; /* it is to be restored if it was; constant */
@@ -121,6 +128,9 @@ int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size
 
 /* The connection died, and who was to be told was told: begins to try. */
 void ob_reconnect_start(struct ob_client *c);
+/* The lock `setup`; ends an attempt that keeps it for long. */
+void ob_setup_take(struct ob_client *c);
+void ob_setup_give(struct ob_client *c);
 /* Waits for the end of the thread, which ob_client_shutdown() has told to. */
 void ob_reconnect_end(struct ob_client *c);
 

@@ -199,6 +199,57 @@ static void repeat_posted_locked(struct ob_client *c)
     }
 }
 
+/* A call that sets up has waited for a while: if for an attempt that restores, that one ends. */
+static void disturb_locked(struct ob_client *c)
+{
+    struct ob_memo *s = c->memo;
+
+    if (!s->restoring || ob_client_dead(s->attempt))
+        return;
+    ob_client_shutdown(s->attempt, "it took too long");
+    pthread_cond_broadcast(&s->changed); /* adopt() may be waiting */
+    s->patience_ms *= 2;
+    if (s->patience_ms > OB_MEMO_PATIENCE_MAX_MS)
+        s->patience_ms = OB_MEMO_PATIENCE_MAX_MS;
+}
+
+/*
+ * Whoever finds the device being set up again waits a moment, as that mostly takes no longer; then
+ * the server counts as hanging, and what is to be changed is noted for the next attempt. The moment
+ * grows, so that the attempt that needs more time gets it.
+ */
+void ob_setup_take(struct ob_client *c)
+{
+    struct ob_memo *s = c->memo;
+
+    ob_client_lock(c);
+    for (int64_t until_ns = 0; s->setup;) {
+        if (!until_ns)
+            until_ns = ob_deadline_ns((int)s->patience_ms);
+        if (!sleep_locked(c, until_ns)) {
+            disturb_locked(c);
+            until_ns = 0;
+        }
+    }
+    s->setup = true;
+    ob_client_unlock(c);
+}
+
+void ob_setup_give(struct ob_client *c)
+{
+    ob_client_lock(c);
+    c->memo->setup = false;
+    pthread_cond_broadcast(&c->memo->changed);
+    ob_client_unlock(c);
+}
+
+static void set_restoring(struct ob_client *c, bool restoring)
+{
+    ob_client_lock(c);
+    c->memo->restoring = restoring;
+    ob_client_unlock(c);
+}
+
 /* The client goes on with n's connection, once nobody receives on the old one. */
 static enum outcome adopt(struct ob_client *c, struct ob_client *n, char *why, size_t size)
 {
@@ -206,7 +257,7 @@ static enum outcome adopt(struct ob_client *c, struct ob_client *n, char *why, s
     int rc = 0;
 
     ob_client_lock(c);
-    while (c->state == OB_CLIENT_INTERRUPTED && c->role_taken)
+    while (c->state == OB_CLIENT_INTERRUPTED && c->role_taken && !ob_client_dead(n))
         sleep_locked(c, OB_NO_DEADLINE);
     if (c->state == OB_CLIENT_INTERRUPTED) {
         rc = ob_client_dead(n) ? -ENOTCONN : take_sockets_locked(c, n);
@@ -217,6 +268,7 @@ static enum outcome adopt(struct ob_client *c, struct ob_client *n, char *why, s
     if (outcome == BACK) {
         c->memo->reconnects++;
         c->memo->reset_due = false;
+        c->memo->patience_ms = OB_MEMO_PATIENCE_MS;
         c->memo->resumed_ns = ob_now_ns();
         c->told = false;
         set_state_locked(c, OB_CLIENT_CONNECTED);
@@ -235,9 +287,9 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
     int rc;
 
     if (outcome == BACK) {
-        pthread_mutex_lock(&s->setup);
-        limit(n, ob_deadline_ns(
-                     c->opt.timeout_ms)); /* who sets something up now waits for all of this */
+        ob_setup_take(c);
+        set_restoring(c, true);
+        limit(n, ob_deadline_ns(c->opt.timeout_ms));
         rc = ob_memo_restore(c, n, why, size);
         if (rc < 0)
             outcome = ob_err_class(rc) == OB_ERR_TRANSPORT ? AGAIN : NEVER;
@@ -248,7 +300,8 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
             s->identity = id;
             id = old;
         }
-        pthread_mutex_unlock(&s->setup);
+        set_restoring(c, false);
+        ob_setup_give(c);
     }
     ob_identity_fini(&id);
     return outcome;

@@ -90,6 +90,25 @@ static void begin_hanging(struct rig *rig, int reconnect_ms)
     rig_wait_for((atomic_int *)&rig->shared->resets, 1);
 }
 
+TEST(hangs, "what-is-set-up-does-not-wait-for-a-server-that-hangs-while-it-is-set-up")
+{
+    int fd = rig_memory(0x55);
+    int64_t began_ms;
+    struct rig rig;
+
+    begin_hanging(&rig, 20000);
+    began_ms = test_now_ms();
+    CHECK_INT(ob_client_dma_map(rig.client, 0x100000, 4096, OB_DMA_READ, fd, 4096), 0);
+    CHECK(test_now_ms() - began_ms < 2500);
+    rig.shared->hang_in_reset = false;
+    rig_kill(&rig);
+    rig_start(&rig);
+    rig_check_back(&rig, 1);
+    rig_check_fetch(&rig, 0x100000, 0x55);
+    rig_end(&rig);
+    close(fd);
+}
+
 TEST(late, "a-server-that-hangs-while-it-is-set-up-is-given-up-when-the-time-is-over")
 {
     int64_t began_ms = test_now_ms();
