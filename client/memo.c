@@ -320,8 +320,8 @@ void ob_memo_note_write(struct ob_client *c, uint32_t region, uint64_t offset, c
         return;
     ob_client_lock(c);
     for (uint32_t i = 0; i < count && offset + i < OB_MEMO_CONFIG; i++) {
-        s->config[offset + i] = bytes[i];
-        s->config_set[offset + i] = true;
+        s->config.bytes[offset + i] = bytes[i];
+        s->config.set[offset + i] = true;
     }
     ob_client_unlock(c);
 }
@@ -362,7 +362,7 @@ int ob_memo_note_reset(struct ob_client *c, int rc)
         return rc;
     ob_client_lock(c);
     s->reset_due = due;
-    memset(s->config_set, 0, sizeof(s->config_set));
+    memset(s->config.set, 0, sizeof(s->config.set));
     s->taken = s->posted;
     ob_client_unlock(c);
     return rc;
@@ -444,35 +444,70 @@ static int restore_irqs(const struct ob_memo_irqs *irqs, uint32_t index, uint32_
     return rc;
 }
 
-/* One aligned write from there; a server may refuse it for a register that it does not have. */
-static int restore_config_at(const struct ob_memo *s, struct ob_client *n, unsigned at,
-                             unsigned *len)
+/* How many bytes from there on one aligned write restores; 0: none. */
+static unsigned config_run(const struct ob_memo *s, const struct ob_memo_config *config,
+                           unsigned at)
 {
-    int rc;
+    unsigned len = 4;
 
-    for (*len = 4; *len > 1; *len /= 2) {
-        bool whole = at % *len == 0;
+    for (; len > 0; len /= 2) {
+        bool whole = at % len == 0;
 
-        for (unsigned i = 0; i < *len; i++)
-            whole = whole && s->config_set[at + i] && s->config_kept[at + i];
+        for (unsigned i = 0; i < len; i++)
+            whole = whole && config->set[at + i] && s->config_kept[at + i];
         if (whole)
             break;
     }
-    if (!s->config_set[at] || !s->config_kept[at])
-        return 0;
-    rc = ob_client_region_write(n, OB_PCI_REGION_CONFIG, at, s->config + at, *len);
+    return len;
+}
+
+/* A server may refuse a write to a register that it does not have. */
+static int restore_config_at(const struct ob_memo *s, struct ob_client *n, unsigned at,
+                             unsigned len)
+{
+    int rc =
+        len ? ob_client_region_write(n, OB_PCI_REGION_CONFIG, at, s->restored.bytes + at, len) : 0;
+
     return ob_err_class(rc) == OB_ERR_PEER ? 0 : rc;
 }
 
 /* The command register, which lets the device work, comes last. */
-static int restore_config(const struct ob_memo *s, struct ob_client *n)
+static int restore_config(struct ob_client *c, struct ob_client *n)
 {
+    struct ob_memo *s = c->memo;
     unsigned len;
     int rc = 0;
 
-    for (unsigned at = PCI_COMMAND + 4; rc == 0 && at < OB_MEMO_CONFIG; at += len)
-        rc = restore_config_at(s, n, at, &len);
-    return rc < 0 ? rc : restore_config_at(s, n, PCI_COMMAND, &len);
+    ob_client_lock(c);
+    s->restored = s->config;
+    ob_client_unlock(c);
+    for (unsigned at = PCI_COMMAND + 4; rc == 0 && at < OB_MEMO_CONFIG; at += len ? len : 1) {
+        len = config_run(s, &s->restored, at);
+        rc = restore_config_at(s, n, at, len);
+    }
+    return rc < 0 ? rc
+                  : restore_config_at(s, n, PCI_COMMAND, config_run(s, &s->restored, PCI_COMMAND));
+}
+
+static void catch_up_at_locked(struct ob_client *c, unsigned at, unsigned len)
+{
+    const struct ob_memo *s = c->memo;
+    const struct ob_wire_region_access wire = { at, OB_PCI_REGION_CONFIG, len };
+
+    if (memcmp(s->config.bytes + at, s->restored.bytes + at, len) != 0 ||
+        memcmp(s->config.set + at, s->restored.set + at, len) != 0)
+        ob_client_post_locked(c, &wire, s->config.bytes + at);
+}
+
+void ob_memo_catch_up_locked(struct ob_client *c)
+{
+    const struct ob_memo *s = c->memo;
+
+    for (unsigned at = PCI_COMMAND + 4, len; at < OB_MEMO_CONFIG; at += len ? len : 1) {
+        len = config_run(s, &s->config, at);
+        catch_up_at_locked(c, at, len);
+    }
+    catch_up_at_locked(c, PCI_COMMAND, config_run(s, &s->config, PCI_COMMAND));
 }
 
 int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size_t size)
@@ -494,7 +529,7 @@ int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size
         rc = restore_irqs(&s->irqs[i], i, s->identity.irqs[i].count, n);
     if (rc == 0) {
         what = "its registers";
-        rc = restore_config(s, n);
+        rc = restore_config(c, n);
     }
     return rc == 0 ? 0
                    : ob_client_refuse(errbuf, size, rc, "it does not take %s again: %s", what,

@@ -58,9 +58,14 @@ struct ob_memo_write {
     uint8_t data[8];
 };
 
+struct ob_memo_config {
+    uint8_t bytes[OB_MEMO_CONFIG];
+    bool set[OB_MEMO_CONFIG];
+};
+
 struct ob_memo {
     char *path;
-    struct ob_identity identity;
+    struct ob_identity identity; /* constant but for the fds in regions: guarded by setup */
     /* guarded by setup */
     void *maps; /* a tree (search.h) of struct map by address */
     size_t nmaps;
@@ -80,9 +85,9 @@ struct ob_memo {
     struct ob_client *attempt;
     bool restoring; /* it holds `setup` */
     unsigned patience_ms;
-    uint8_t config[OB_MEMO_CONFIG];   /* as last written */
-    bool config_set[OB_MEMO_CONFIG];  /* it was */
-    bool config_kept[OB_MEMO_CONFIG]; /* it is to be restored if it was; constant */
+    struct ob_memo_config config;     /* as last written */
+    struct ob_memo_config restored;   /* what of it the attempt has restored */
+    bool config_kept[OB_MEMO_CONFIG]; /* it is to be restored if it was written; constant */
     uint64_t posted, taken;           /* posted writes, and up to which the server has them */
     unsigned nwrites;
     struct ob_memo_write writes[OB_MEMO_POSTED_MAX];
@@ -123,6 +128,8 @@ int ob_memo_note_posted_locked(struct ob_client *c, const struct ob_wire_region_
 int ob_memo_region_info(struct ob_client *c, uint32_t index, struct ob_region_info *out);
 /* Sets up at n what was set up at c; with `setup`. 0, or a negative number and a sentence. */
 int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size_t size);
+/* Sends what was written to config space after that, as posted writes. */
+void ob_memo_catch_up_locked(struct ob_client *c);
 
 /* ---- reconnect.c -------------------------------------------------------------------------- */
 

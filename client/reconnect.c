@@ -272,6 +272,7 @@ static enum outcome adopt(struct ob_client *c, struct ob_client *n, char *why, s
         c->memo->resumed_ns = ob_now_ns();
         c->told = false;
         set_state_locked(c, OB_CLIENT_CONNECTED);
+        ob_memo_catch_up_locked(c);
         repeat_posted_locked(c);
         ob_client_rearm_locked(c);
     }
@@ -296,9 +297,9 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
         else
             outcome = adopt(c, n, why, size);
         if (outcome == BACK) {
-            struct ob_identity old = s->identity;
-            s->identity = id;
-            id = old;
+            struct ob_region_info *old = s->identity.regions;
+            s->identity.regions = id.regions;
+            id.regions = old;
         }
         set_restoring(c, false);
         ob_setup_give(c);

@@ -122,3 +122,40 @@ TEST(late, "a-server-that-hangs-while-it-is-set-up-is-given-up-when-the-time-is-
     rig_wait_for(&rig.lost, 1);
     rig_end(&rig);
 }
+
+/* Writes another value again and again until the server is back; returns the last. */
+static uint8_t write_until_back(struct rig *rig)
+{
+    uint8_t line = 0;
+
+    do {
+        line++;
+        CHECK_INT(
+            ob_client_region_post(rig->client, OB_PCI_REGION_CONFIG, PCI_INTERRUPT_LINE, &line, 1),
+            0);
+    } while (ob_client_state(rig->client) == OB_CLIENT_INTERRUPTED);
+    return line;
+}
+
+TEST_TIMEOUT(config, "what-was-written-to-config-space-last-before-the-return-is-there-after-it",
+             120)
+{
+    struct ob_region_info info;
+    struct rig rig;
+
+    rig_begin(&rig, 60000);
+    for (int i = 1; i <= 16; i++) {
+        uint8_t written, found;
+
+        rig_restart(&rig);
+        written = write_until_back(&rig);
+        CHECK_INT(ob_client_region_info(rig.client, 0, &info), 0);
+        ob_region_info_fini(&info);
+        CHECK_INT(
+            ob_client_region_read(rig.client, OB_PCI_REGION_CONFIG, PCI_INTERRUPT_LINE, &found, 1),
+            0);
+        CHECK_INT(found, written);
+        rig_check_back(&rig, i);
+    }
+    rig_end(&rig);
+}
