@@ -15,9 +15,11 @@
 #include <fcntl.h>
 #include <linux/pci_regs.h>
 #include <search.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 /* A file that memory is mapped from, held once whatever number of mappings it has. */
@@ -563,6 +565,18 @@ void ob_memo_free(struct ob_memo *s)
     free(s);
 }
 
+/* The process may go to another directory (QEMU does, with -daemonize). A path that would be too
+ * long for a socket with its directory stays as it is. */
+static char *lasting_path(const char *path)
+{
+    char dir[sizeof(((struct sockaddr_un *)NULL)->sun_path)], *whole = NULL;
+
+    if (path[0] == '/' || !getcwd(dir, sizeof(dir)) || dir[0] != '/' ||
+        strlen(dir) + 1 + strlen(path) >= sizeof(dir))
+        return strdup(path);
+    return asprintf(&whole, "%s/%s", dir, path) < 0 ? NULL : whole;
+}
+
 int ob_memo_begin(struct ob_client *c, const char *path, char *errbuf, size_t size)
 {
     struct ob_memo *s = calloc(1, sizeof(*s));
@@ -573,7 +587,7 @@ int ob_memo_begin(struct ob_client *c, const char *path, char *errbuf, size_t si
         return ob_client_refuse(errbuf, size, -ENOMEM, "out of memory");
     pthread_cond_init(&s->changed, &c->monotonic);
     s->patience_ms = OB_MEMO_PATIENCE_MS;
-    s->path = strdup(path);
+    s->path = lasting_path(path);
     rc = s->path ? ob_identity_ask(c, &s->identity) : -ENOMEM;
     if (rc == 0) {
         s->irqs = calloc(s->identity.info.num_irqs + 1, sizeof(*s->irqs));

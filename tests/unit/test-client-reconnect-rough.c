@@ -159,3 +159,18 @@ TEST_TIMEOUT(config, "what-was-written-to-config-space-last-before-the-return-is
     }
     rig_end(&rig);
 }
+
+TEST(relative, "a-relative-path-is-that-of-the-directory-at-the-time-of-connecting")
+{
+    struct ob_client_options opt;
+    struct rig rig;
+
+    CHECK_INT(chdir(test_tmpdir()), 0);
+    opt = rig_options(&rig, 20000);
+    rig_begin_with(&rig, "s", &opt);
+    CHECK_INT(chdir("/"), 0);
+    snprintf(rig.path, sizeof(rig.path), "%s/s", test_tmpdir());
+    rig_restart(&rig);
+    rig_check_back(&rig, 1);
+    rig_end(&rig);
+}
