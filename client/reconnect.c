@@ -293,7 +293,7 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
         limit(n, ob_deadline_ns(c->opt.timeout_ms));
         rc = ob_memo_restore(c, n, why, size);
         if (rc < 0)
-            outcome = ob_err_class(rc) == OB_ERR_TRANSPORT ? AGAIN : NEVER;
+            outcome = s->broken || ob_err_class(rc) == OB_ERR_PEER ? NEVER : AGAIN;
         else
             outcome = adopt(c, n, why, size);
         if (outcome == BACK) {

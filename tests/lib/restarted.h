@@ -46,6 +46,9 @@ struct rig {
     char why[512];
 };
 
+/* So many attempts to restore DMA mappings find no memory. */
+extern atomic_int rig_failing_maps;
+
 struct ob_client_options rig_options(struct rig *rig, int reconnect_ms);
 /* A server, and a client of it. path: where; opt: rig_options(), and what a case makes of them. */
 void rig_begin(struct rig *rig, int reconnect_ms);

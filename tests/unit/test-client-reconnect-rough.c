@@ -174,3 +174,19 @@ TEST(relative, "a-relative-path-is-that-of-the-directory-at-the-time-of-connecti
     rig_check_back(&rig, 1);
     rig_end(&rig);
 }
+
+TEST(no_memory, "a-return-for-which-memory-is-short-is-tried-again")
+{
+    int fd = rig_memory(0x66);
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    CHECK_INT(ob_client_dma_map(rig.client, 0x100000, 4096, OB_DMA_READ, fd, 4096), 0);
+    rig_failing_maps = 3;
+    rig_restart(&rig);
+    rig_check_back(&rig, 1);
+    CHECK_INT(rig_failing_maps, 0);
+    rig_check_fetch(&rig, 0x100000, 0x66);
+    rig_end(&rig);
+    close(fd);
+}
