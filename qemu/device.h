@@ -181,8 +181,9 @@ int obq_link_unmask_intx(ObPci *d, bool wait_unlocked);
 bool obq_link_alive(const ObPci *d);
 /* Why the connection died last, or ""; the caller frees it. */
 char *obq_link_why(ObPci *d);
-/* Ends the connection for good because of what the server did; BQL. */
-void obq_link_drop(ObPci *d, const char *why);
+/* Ends the connection because a request that sets the device up failed with rc; BQL. For good, but
+ * for one that was only not answered: the next server may answer it (reconnect). */
+void obq_link_give_up(ObPci *d, int rc, const char *why);
 /* The result of a request that sets the device up, made with the BQL: a server that leaves it
  * unanswered loses the connection, so that the machine never waits for it twice. Returns rc. */
 int obq_link_control(ObPci *d, int rc, const char *what);

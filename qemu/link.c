@@ -152,16 +152,6 @@ static bool link_again(ObPci *d, struct ob_client *client, int rc, int64_t *unti
     return now_ms < *until_ms && ob_client_await(client, (int)(*until_ms - now_ms)) == 0;
 }
 
-/* The server does not do what it should: the connection ends, or is made again. */
-static void link_give_up(ObPci *d, const char *why)
-{
-    if (d->reconnect_s) {
-        ob_client_disconnect(d->link.client, why);
-    } else {
-        obq_link_drop(d, why);
-    }
-}
-
 static void link_silent(ObPci *d)
 {
     int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
@@ -177,7 +167,7 @@ static void link_silent(ObPci *d)
     why = g_strdup_printf("it has answered no access for %u times %" PRIu32 " ms (x-msg-timeout "
                           "gives it more time)",
                           SILENT_DEADLINES, d->timeout_ms);
-    link_give_up(d, why);
+    obq_link_give_up(d, -ETIMEDOUT, why);
     g_free(why);
 }
 
@@ -355,9 +345,11 @@ void obq_link_shutdown(ObPci *d)
     }
 }
 
-void obq_link_drop(ObPci *d, const char *why)
+void obq_link_give_up(ObPci *d, int rc, const char *why)
 {
-    if (obq_link_alive(d)) { /* else lost_cb() has been told the first reason */
+    if (rc == -ETIMEDOUT && d->reconnect_s) {
+        ob_client_disconnect(d->link.client, why);
+    } else if (obq_link_alive(d)) { /* else lost_cb() has been told the first reason */
         ob_client_shutdown(d->link.client, why);
         lost_cb(d, why);
     }
@@ -370,7 +362,7 @@ int obq_link_control(ObPci *d, int rc, const char *what)
                                     "more time)",
                                     d->timeout_ms, what);
 
-        link_give_up(d, why);
+        obq_link_give_up(d, rc, why);
         g_free(why);
     }
     return rc;

@@ -116,7 +116,7 @@ static void apply_changes(ObPci *d)
     if (!d->dma.listening) {
         error_setg(&d->dma.error, "%s: %s", d->link.name, text);
     } else {
-        obq_link_drop(d, text);
+        obq_link_give_up(d, changes->result, text);
     }
     g_free(text);
 }

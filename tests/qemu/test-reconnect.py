@@ -204,6 +204,22 @@ def _(tmp):
         assert fake.count(RESET) == resets + 1
 
 
+@case("a-server-that-hangs-on-a-change-of-memory-is-replaced-by-one-that-does-not")
+def _(tmp):
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake, \
+            Qemu(tmp, *device(tmp / "s", reconnect=30, x_msg_timeout=500), "-m", "64,slots=2,maxmem=1G",
+                 ram=["-object", "memory-backend-memfd,id=ram,size=64M,share=on",
+                      "-machine", "memory-backend=ram"]) as vm:
+        vm.pci(4).assign(0)
+        maps = len(fake.maps)
+        fake.on[DMA_MAP] = lambda _device, _payload: fake.on.pop(DMA_MAP) and None
+        vm.qmp("object-add", qom_type="memory-backend-memfd", id="more", size=64 << 20, share=True)
+        vm.qmp("device_add", driver="pc-dimm", id="dimm", memdev="more")
+        wait_back(vm, 1)
+        assert "does not map guest memory" in vm.get("dev", "last-error"), vm.get("dev", "last-error")
+        assert len(fake.maps) == maps + 1
+
+
 @case("unplugging-works-while-the-server-is-away")
 def _(tmp):
     with Serve("edu", tmp / "s") as server, Qemu(tmp, *device(tmp / "s", reconnect=600)) as vm:
