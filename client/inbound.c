@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The server's commands: DMA_READ and DMA_WRITE, served through the embedder's callbacks by
- * whichever thread has the receive role. Everything else is refused, and the stream goes on; so is
- * a command on the main socket where there is a twin.
+ * whichever thread has the receive role. Memory that the embedder lends for an answer is returned
+ * by that thread as soon as the answer is in the socket or the channel's queue, which has a copy: a
+ * server that does not read keeps none of it
+ * (client-lending/a-server-that-does-not-read-keeps-nothing-lent). Everything else is refused, and
+ * the stream goes on; so is a command on the main socket where there is a twin.
  */
 #include "client/internal.h"
 
@@ -26,6 +29,38 @@ bool ob_client_in_callback(const struct ob_client *c)
     return false;
 }
 
+/* What an answer to DMA_READ sends: a copy, or what is lent. */
+struct data {
+    const void *bytes; /* NULL: nothing */
+    void *copy;
+    void *loan;
+    bool lent;
+};
+
+static void enter(struct serving *here, const struct ob_client *c)
+{
+    *here = (struct serving){ .client = c, .outer = innermost };
+    innermost = here;
+}
+
+static void leave(const struct serving *here)
+{
+    innermost = here->outer;
+}
+
+/* Nothing of it is needed any more: what the socket did not take was copied. */
+static void give_back(struct ob_client *c, struct data *data)
+{
+    struct serving here;
+
+    free(data->copy);
+    if (!data->lent || !c->opt.dma_return)
+        return;
+    enter(&here, c);
+    c->opt.dma_return(c->opt.opaque, data->loan);
+    leave(&here);
+}
+
 /* What a callback returned, as the errno that goes to the server (0: none). */
 static uint32_t callback_errno(int rc)
 {
@@ -37,23 +72,27 @@ static uint32_t callback_errno(int rc)
 /* Both serve functions return the errno that goes to the server, or 0 and fill the reply. */
 
 static uint32_t serve_dma_read(struct ob_client *c, const struct ob_msg *msg,
-                               struct ob_wire_dma_access *access, void **data)
+                               struct ob_wire_dma_access *access, struct data *data)
 {
     int rc = ob_decode_dma_access(msg->payload, msg->len, false, OB_DATA_XFER_MAX, access, NULL);
-    void *buf;
+    uint32_t count;
 
     if (rc < 0)
         return (uint32_t)-rc;
+    count = (uint32_t)access->count;
+    if (c->opt.dma_lend && count)
+        data->bytes = c->opt.dma_lend(c->opt.opaque, access->address, count, &data->loan);
+    data->lent = data->bytes != NULL;
+    if (data->lent)
+        return 0;
     if (!c->opt.dma_read)
         return EOPNOTSUPP;
-    buf = malloc(access->count);
-    if (!buf)
+    data->copy = malloc(count ? count : 1);
+    if (!data->copy)
         return ENOMEM;
-    rc = c->opt.dma_read(c->opt.opaque, access->address, buf, (uint32_t)access->count);
-    if (rc != 0)
-        free(buf);
-    else
-        *data = buf;
+    rc = c->opt.dma_read(c->opt.opaque, access->address, data->copy, count);
+    if (rc == 0)
+        data->bytes = data->copy;
     return callback_errno(rc);
 }
 
@@ -72,9 +111,9 @@ static uint32_t serve_dma_write(struct ob_client *c, const struct ob_msg *msg,
 }
 
 static uint32_t serve(struct ob_client *c, const struct ob_socket *s, const struct ob_msg *msg,
-                      struct ob_wire_dma_access *access, void **data)
+                      struct ob_wire_dma_access *access, struct data *data)
 {
-    struct serving here = { .client = c, .outer = innermost };
+    struct serving here;
     enum ob_state state = c->ready ? OB_STATE_READY : OB_STATE_NEGOTIATE;
     enum ob_reason reason = ob_check_command(&msg->hdr, OB_SERVER_TO_CLIENT, state);
     uint32_t error;
@@ -85,17 +124,17 @@ static uint32_t serve(struct ob_client *c, const struct ob_socket *s, const stru
         reason = OB_TOO_MANY_FDS;
     if (reason != OB_OK)
         return (uint32_t)ob_reason_errno(reason);
-    innermost = &here;
+    enter(&here, c);
     error = msg->hdr.cmd == OB_CMD_DMA_READ ? serve_dma_read(c, msg, access, data)
                                             : serve_dma_write(c, msg, access);
-    innermost = here.outer;
+    leave(&here);
     return error;
 }
 
 void ob_client_serve(struct ob_client *c, struct ob_socket *s, struct ob_msg *msg)
 {
     struct ob_wire_dma_access access;
-    void *data = NULL;
+    struct data data = { 0 };
     uint32_t error = serve(c, s, msg, &access, &data);
     struct ob_wire_hdr hdr = { .msg_id = msg->hdr.msg_id,
                                .cmd = msg->hdr.cmd,
@@ -107,8 +146,8 @@ void ob_client_serve(struct ob_client *c, struct ob_socket *s, struct ob_msg *ms
     if (!error) {
         body.fixed = &access;
         body.fixed_len = sizeof(access);
-        body.data = data;
-        body.data_len = data ? (uint32_t)access.count : 0;
+        body.data = data.bytes;
+        body.data_len = data.bytes ? (uint32_t)access.count : 0;
     }
     if (!(msg->hdr.flags & OB_HDR_NO_REPLY)) {
         ob_client_lock(c);
@@ -122,6 +161,6 @@ void ob_client_serve(struct ob_client *c, struct ob_socket *s, struct ob_msg *ms
                                  ob_errno_text(-rc));
         ob_client_unlock(c);
     }
-    free(data);
+    give_back(c, &data);
     ob_msg_free(msg);
 }

@@ -73,6 +73,17 @@ struct ob_client_options {
     /* The server is back: everything is set up as before. Called with no lock held, from a thread
      * of the client's own. Since 0.1. */
     void (*resumed)(void *opaque);
+    /*
+     * Lends the bytes that a DMA_READ asks for, at least one, so that they are sent from where they
+     * are and need not be copied. Returns them, all in one piece; or NULL, and dma_read is called
+     * as if there were no dma_lend. *loan, NULL before, is the embedder's to set; dma_return gets
+     * it when the bytes were sent, or copied because the socket has no room for them, or are not
+     * needed after all: once for each loan, in the same thread. Until then the memory must stay
+     * readable; it may change. What is said of dma_read is true of both. dma_return may be NULL
+     * where nothing has to be done. Since 0.1.
+     */
+    const void *(*dma_lend)(void *opaque, uint64_t address, uint32_t count, void **loan);
+    void (*dma_return)(void *opaque, void *loan);
 };
 
 #define OB_CLIENT_OPTIONS_INIT                                                  \

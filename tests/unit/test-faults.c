@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -19,6 +20,7 @@
 #define RAM_BASE    0x100000ull
 #define RAM_BYTES   (8 * PAGE)
 #define RAM_SPLIT   (4 * PAGE) /* from here on it is reached by messages */
+#define RAM_LENT    (7 * PAGE) /* and from here on it is lent */
 #define CARD_BUFFER 0x40000u
 #define RW          (OB_DMA_READ | OB_DMA_WRITE)
 
@@ -30,6 +32,7 @@ struct session {
     int ram_fd, irq;
     uint8_t *ram;
     unsigned failures; /* calls that failed in a connection that lives on */
+    atomic_int lent;
 };
 
 /* ---- What is done, and how its failure is judged ------------------------------------------- */
@@ -320,12 +323,33 @@ static int dma_write(void *opaque, uint64_t address, const void *data, uint32_t 
     return 0;
 }
 
+static const void *dma_lend(void *opaque, uint64_t address, uint32_t count, void **loan)
+{
+    struct session *s = opaque;
+
+    (void)count;
+    if (address < RAM_BASE + RAM_LENT)
+        return NULL;
+    s->lent++;
+    return *loan = s->ram + (address - RAM_BASE);
+}
+
+static void dma_return(void *opaque, void *loan)
+{
+    struct session *s = opaque;
+
+    CHECK((uint8_t *)loan >= s->ram + RAM_LENT);
+    s->lent--;
+}
+
 static void connect_client(struct session *s)
 {
     const struct ob_client_options options = { .size = sizeof(options),
                                                .timeout_ms = 20000,
                                                .dma_read = dma_read,
                                                .dma_write = dma_write,
+                                               .dma_lend = dma_lend,
+                                               .dma_return = dma_return,
                                                .single_socket = s->single_socket,
                                                .reconnect_ms = s->reconnect ? 20000 : 0,
                                                .opaque = s };
@@ -346,7 +370,8 @@ static void use(struct session *s)
 {
     if (DO(s, start(s)) && DO(s, describe(s)) && DO(s, registers(s)) && DO(s, interrupts(s)) &&
         DO(s, map(s)) && DO(s, transfer(s, 0, PAGE, 64)) &&
-        DO(s, transfer(s, RAM_SPLIT, RAM_SPLIT + 2 * PAGE, 300)) && DO(s, log_writes(s)) &&
+        DO(s, transfer(s, RAM_SPLIT, RAM_SPLIT + 2 * PAGE, 300)) &&
+        DO(s, transfer(s, RAM_LENT, RAM_LENT + PAGE / 2, 300)) && DO(s, log_writes(s)) &&
         DO(s, unmap(s)) && DO(s, migrate(s)) &&
         DO(s, ob_client_irq_disable(s->card.client, OB_PCI_IRQ_INTX)))
         DO(s, ob_client_reset(s->card.client));
@@ -397,6 +422,7 @@ static void leave(struct session *s)
     faults_enter();
     ob_client_free(s->card.client);
     faults_leave();
+    CHECK_INT(s->lent, 0);
 }
 
 static void run_session(void *opaque)
