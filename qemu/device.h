@@ -269,6 +269,8 @@ void obq_memory_fini(ObPci *d);
 /* dma.c: the client's callbacks; opaque is the ObPci */
 int obq_dma_read_cb(void *opaque, uint64_t address, void *data, uint32_t count);
 int obq_dma_write_cb(void *opaque, uint64_t address, const void *data, uint32_t count);
+const void *obq_dma_lend_cb(void *opaque, uint64_t address, uint32_t count, void **loan);
+void obq_dma_return_cb(void *opaque, void *loan);
 
 /* Whether the access under way is a vCPU's own, so that its wait may drop the BQL. */
 static inline bool obq_vcpu_access(MemTxAttrs attrs)

@@ -6,6 +6,10 @@
  * While the client library makes a new connection it may also be a thread of the library's, of
  * which QEMU's RCU knows nothing.
  *
+ * What the server reads from one region of RAM or ROM is lent to the library for as long as it
+ * sends: a MemoryRegionCache holds references to the region and the memory map, so that unplugging
+ * waits. What has more pieces is copied.
+ *
  * A write to something else (a message-signalled interrupt, another device's register) is handed to
  * the main loop and answered at once, as a posted write on a bus is; a read of something else is
  * refused, as there is nobody who could be asked for the data.
@@ -110,18 +114,30 @@ static int dma_pieces(ObPci *d, uint64_t address, void *data, uint32_t count, bo
     return 0;
 }
 
-static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bool is_write)
+/* RCU must know the thread. Returns whether it did not. */
+static bool rcu_enter(void)
 {
     bool foreign = !current_cpu && !OB_BQL_HELD();
-    int rc;
 
     if (foreign) {
         rcu_register_thread();
     }
-    rc = dma_pieces(d, address, data, count, is_write);
+    return foreign;
+}
+
+static void rcu_leave(bool foreign)
+{
     if (foreign) {
         rcu_unregister_thread();
     }
+}
+
+static int dma_access(ObPci *d, uint64_t address, void *data, uint32_t count, bool is_write)
+{
+    bool foreign = rcu_enter();
+    int rc = dma_pieces(d, address, data, count, is_write);
+
+    rcu_leave(foreign);
     return rc;
 }
 
@@ -133,4 +149,31 @@ int obq_dma_read_cb(void *opaque, uint64_t address, void *data, uint32_t count)
 int obq_dma_write_cb(void *opaque, uint64_t address, const void *data, uint32_t count)
 {
     return dma_access(opaque, address, (void *)data, count, true);
+}
+
+const void *obq_dma_lend_cb(void *opaque, uint64_t address, uint32_t count, void **loan)
+{
+    AddressSpace *as = pci_get_address_space(PCI_DEVICE(opaque));
+    MemoryRegionCache *cache = g_new(MemoryRegionCache, 1);
+    bool foreign = rcu_enter();
+    int64_t len = address_space_cache_init(cache, as, address, count, false);
+    const void *bytes = len == count ? cache->ptr : NULL;
+
+    if (bytes) {
+        *loan = cache;
+    } else {
+        address_space_cache_destroy(cache);
+        g_free(cache);
+    }
+    rcu_leave(foreign);
+    return bytes;
+}
+
+void obq_dma_return_cb(void *opaque, void *loan)
+{
+    bool foreign = rcu_enter();
+
+    address_space_cache_destroy(loan);
+    rcu_leave(foreign);
+    g_free(loan);
 }

@@ -434,6 +434,8 @@ bool obq_link_init(ObPci *d, Error **errp)
     opt.spin_us = d->spin_us;
     opt.dma_read = obq_dma_read_cb;
     opt.dma_write = obq_dma_write_cb;
+    opt.dma_lend = obq_dma_lend_cb;
+    opt.dma_return = obq_dma_return_cb;
     opt.lost = lost_cb;
     opt.interrupted = interrupted_cb;
     opt.resumed = resumed_cb;

@@ -101,6 +101,27 @@ def _(tmp):
                                        d.dma_read(0x200FFE, 4))) == (b"guest data", 0, b"xxxx")
 
 
+@case("dma-by-message-within-and-across-memory-regions")
+def _(tmp):
+    """What lies in one region is lent, what spans the firmware's ROM and the RAM above it is not."""
+    read, data = [], os.urandom(1 << 20)
+
+    def handler(device, payload):
+        if payload[8] == 0:
+            read.extend(device.dma_read(*part) for part in ((0x200000, 1 << 20), (0xFF000, 0x2000)))
+        return device.cmd_9(payload, [])
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake, Qemu(tmp, *device(tmp / "s"), ram=PRIVATE) as vm:
+        pci = vm.pci(4)
+        pci.assign(0)
+        vm.write_bytes(0x200000, data)
+        vm.write_bytes(0x100000, b"above")
+        fake.on[REGION_READ] = handler
+        assert pci.bar_read(0, 0, 4) == 0
+        across = vm.read_bytes(0xFF000, 0x2000)
+    assert across[0x1000:0x1005] == b"above" and across[:0x1000].strip(b"\0")
+    assert read == [data, across], [len(part) if isinstance(part, bytes) else part for part in read]
+
+
 @case("dma-by-message-out-of-memory-is-refused")
 def _(tmp):
     results = with_access(tmp, lambda d: [d.dma_read(0x80000000, 4), d.dma_read(0xFFFFFFFFFFFFFFF0, 32),
