@@ -42,6 +42,7 @@ struct run {
     unsigned lost, interrupted, resumed;
     bool reluctant; /* the client's thread runs only when somebody waits for it */
     int dma_result; /* what the callbacks return next */
+    unsigned lent;
 };
 
 static uint32_t number32(struct run *r)
@@ -71,6 +72,28 @@ static int on_dma_write(void *opaque, uint64_t address, const void *data, uint32
     for (uint32_t i = 0; i < count; i += 64)
         sum = (uint8_t)(sum + ((const uint8_t *)data)[i]);
     return r->dma_result;
+}
+
+static const void *on_dma_lend(void *opaque, uint64_t address, uint32_t count, void **loan)
+{
+    static const uint8_t memory[OB_DATA_XFER_MAX];
+    struct run *r = opaque;
+
+    HOLDS(count > 0 && count <= sizeof(memory));
+    if (address & 1)
+        return NULL;
+    r->lent++;
+    *loan = malloc(1); /* returned by nobody, it is a leak; by two, a use of what is free */
+    return memory;
+}
+
+static void on_dma_return(void *opaque, void *loan)
+{
+    struct run *r = opaque;
+
+    HOLDS(r->lent > 0);
+    r->lent--;
+    free(loan);
 }
 
 static void on_lost(void *opaque, const char *why)
@@ -337,6 +360,8 @@ static void connect_client(struct run *r, uint8_t greeting, uint8_t how)
     options.timeout_ms = 20;
     options.dma_read = how & 1 ? NULL : on_dma_read;
     options.dma_write = how & 2 ? NULL : on_dma_write;
+    options.dma_lend = how & 64 ? on_dma_lend : NULL;
+    options.dma_return = on_dma_return;
     options.lost = how & 4 ? NULL : on_lost;
     options.single_socket = how & 8;
     options.spin_us = how & 16 ? 0 : 20;
@@ -375,6 +400,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     HOLDS(r->lost <= 1 && r->resumed <= r->interrupted);
     ob_client_free(r->client);
+    HOLDS(r->lent == 0);
     HOLDS(!thread_run());
     player_end(&r->player);
     kinds_reset();
