@@ -15,12 +15,16 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
+
+#define TAKE_OVER_MS 1000 /* to wait for others who listen in the same directory */
 
 static int set_path(struct sockaddr_un *addr, const char *path)
 {
@@ -168,7 +172,21 @@ static int take_over(const struct place *place)
     return rc == -ENOENT ? 0 : rc;
 }
 
-static int publish(const struct place *place)
+/* Who takes over at the same time could exchange ours for one that is dead by then: they wait for
+ * each other. Only for a while, since anybody may lock a directory that he can read. -1: without.
+ */
+static int lock_dir(const struct place *place)
+{
+    int fd = openat(place->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int64_t until_ns = ob_deadline_ns(TAKE_OVER_MS);
+
+    while (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK &&
+           ob_now_ns() < until_ns)
+        nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+    return fd;
+}
+
+static int publish_locked(const struct place *place)
 {
     int rc = -EEXIST;
 
@@ -183,6 +201,15 @@ static int publish(const struct place *place)
             return rc;
     }
     return rc < 0 ? -EADDRINUSE : 0;
+}
+
+static int publish(const struct place *place)
+{
+    int lock = lock_dir(place), rc = publish_locked(place);
+
+    if (lock >= 0)
+        close(lock);
+    return rc;
 }
 
 /* By a descriptor of the file that is ours: who else may write to the directory could have put
