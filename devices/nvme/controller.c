@@ -176,6 +176,8 @@ static void write_cc(struct nvme_ctrl *c, uint32_t value)
 {
     uint32_t before = c->cc;
 
+    if (before & value & NVME_CC_EN)
+        value = (value & ~NVME_CC_FIXED) | (before & NVME_CC_FIXED);
     c->cc = value;
     c->paused = false; /* a client that does this knows what it is doing */
     if (NVME_CC_SHN(value) && !NVME_CC_SHN(before) && !c->flushing) {

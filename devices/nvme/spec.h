@@ -30,6 +30,7 @@ enum nvme_reg {
 
 #define NVME_VS                  0x00010400u
 #define NVME_CC_EN               0x1u
+#define NVME_CC_FIXED            0x3ff0u /* CSS, MPS, AMS: not while EN is set */
 #define NVME_CC_CSS(cc)          ((cc) >> 4 & 0x7u)
 #define NVME_CC_MPS(cc)          ((cc) >> 7 & 0xfu)
 #define NVME_CC_AMS(cc)          ((cc) >> 11 & 0x7u)

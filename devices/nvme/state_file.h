@@ -66,8 +66,8 @@ struct nvme_state_file {
     volatile uint32_t *own_doorbells; /* the page that was used before */
 };
 
-/* Not moved by the compiler or the CPU in front of an earlier store. clang-tidy does not see that
- * the built-in function writes there. NOLINTBEGIN(readability-non-const-parameter) */
+/* Not moved by the compiler or the CPU in front of an earlier store.
+ * NOLINTBEGIN(readability-non-const-parameter): a built-in function writes there, unseen by it. */
 static inline void nvme_note32(uint32_t *where, uint32_t value)
 {
     __atomic_store_n(where, value, __ATOMIC_RELEASE);

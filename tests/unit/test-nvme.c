@@ -544,3 +544,20 @@ TEST(intx, "the-pin-is-high-until-the-host-has-taken-all")
     CHECK_INT(host_wait(&h, 1, &cqe), 0);
     CHECK_INT(host_end(&h), 0);
 }
+
+TEST(cc_fixed, "what-needs-a-disabled-controller-stays-while-it-is-enabled")
+{
+    struct nvme_host h = { 0 };
+    uint32_t cc;
+
+    host_start(&h, "mem:1M");
+    cc = host_read32(&h, NVME_REG_CC);
+    host_write32(&h, NVME_REG_CC, cc | 0x2 << 4 | 0x3 << 7 | 0x1 << 11);
+    CHECK_INT(host_read32(&h, NVME_REG_CC), cc);
+    host_disable(&h);
+    host_write32(&h, NVME_REG_CC, 0x2 << 4);
+    CHECK_INT(host_read32(&h, NVME_REG_CC), 0x2 << 4);
+    host_write32(&h, NVME_REG_CC, cc | 0x2 << 4); /* commands that it does not have */
+    host_wait_reg(&h, NVME_REG_CSTS, NVME_CSTS_CFS, NVME_CSTS_CFS);
+    CHECK_INT(host_end(&h), 0);
+}
