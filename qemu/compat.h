@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What differs between the QEMU versions we compile for (7.2, 10.0, 11.1) and nothing else. Every
- * file here includes this one first; no other file asks for a version.
+ * What differs between the QEMU versions we compile for (from 7.2 to 11.1) and nothing else. Every
+ * file here includes this one first; no other file asks for a version. What moved is asked for by
+ * its header; for what changed in place the version is named that changed it.
  */
 #ifndef OUTBOARD_QEMU_COMPAT_H
 #define OUTBOARD_QEMU_COMPAT_H
 
 #include "qemu/osdep.h"
 
+#include "hw/core/cpu.h"
 #include "hw/pci/msi.h"
 #include "hw/pci/msix.h"
 #include "hw/pci/pci.h"
@@ -28,39 +30,48 @@
 #include "qapi/qmp/qdict.h"
 #endif
 
-#if QEMU_VERSION_MAJOR >= 11
-#include "accel/accel-route.h"
-#include "hw/core/cpu.h"
-#include "hw/core/qdev-properties.h"
-#include "hw/pci/pci_device.h"
-#include "qemu/aio.h"
-#include "system/accel-irq.h"
-#include "system/address-spaces.h"
-#include "system/kvm.h"
-#include "system/memory.h"
-#include "system/ramblock.h"
-#include "system/system.h"
-#elif QEMU_VERSION_MAJOR >= 10
-#include "block/aio.h"
-#include "exec/address-spaces.h"
+#if __has_include("exec/cpu-common.h")
 #include "exec/cpu-common.h"
-#include "exec/memory.h"
-#include "exec/ramblock.h"
-#include "hw/core/cpu.h"
+#endif
+
+#if __has_include("hw/pci/pci_device.h")
 #include "hw/pci/pci_device.h"
+#endif
+
+#if __has_include("hw/core/qdev-properties.h")
+#include "hw/core/qdev-properties.h"
+#else
 #include "hw/qdev-properties.h"
+#endif
+
+#if __has_include("qemu/aio.h")
+#include "qemu/aio.h"
+#else
+#include "block/aio.h"
+#endif
+
+#if __has_include("system/kvm.h")
 #include "system/kvm.h"
 #include "system/system.h"
 #else
-#include "block/aio.h"
-#include "exec/address-spaces.h"
-#include "exec/cpu-common.h"
-#include "exec/memory.h"
-#include "exec/ramblock.h"
-#include "hw/core/cpu.h"
-#include "hw/qdev-properties.h"
 #include "sysemu/kvm.h"
 #include "sysemu/sysemu.h"
+#endif
+
+#if __has_include("system/memory.h")
+#include "system/address-spaces.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
+#else
+#include "exec/address-spaces.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#endif
+
+#if __has_include("accel/accel-route.h")
+#include "accel/accel-route.h"
+#include "system/accel-irq.h"
+#define OB_ACCEL_ROUTES
 #endif
 
 #if __has_include("plugins/qemu-plugin.h")
@@ -69,8 +80,12 @@
 #include "qemu/qemu-plugin.h"
 #endif
 
+#define OB_QEMU_SINCE(major, minor)  \
+    (QEMU_VERSION_MAJOR > (major) || \
+     (QEMU_VERSION_MAJOR == (major) && QEMU_VERSION_MINOR >= (minor)))
+
 /* The big lock changed its name. */
-#if QEMU_VERSION_MAJOR >= 9
+#if OB_QEMU_SINCE(9, 0)
 #define OB_BQL_LOCK()   bql_lock()
 #define OB_BQL_UNLOCK() bql_unlock()
 #define OB_BQL_HELD()   bql_locked()
@@ -84,7 +99,7 @@
  * Until 8.2 a change of the memory map takes effect in a running vCPU's lookups at once, while the
  * TLB that holds indices into it is flushed later: at the end of what was translated.
  */
-#if QEMU_VERSION_MAJOR < 9
+#if !OB_QEMU_SINCE(9, 0)
 extern void tlb_flush(CPUState *cpu) __attribute__((weak)); /* a QEMU may be without TCG */
 #define OB_TLB_FLUSH(cpu)                                                             \
     do {                                                                              \
@@ -97,14 +112,14 @@ extern void tlb_flush(CPUState *cpu) __attribute__((weak)); /* a QEMU may be wit
 #endif
 
 /* class_init's second argument. */
-#if QEMU_VERSION_MAJOR >= 11
+#if OB_QEMU_SINCE(10, 1)
 #define OB_CLASS_DATA const void *
 #else
 #define OB_CLASS_DATA void *
 #endif
 
 /* A property array: const, and without an end marker, since 10.0. */
-#if QEMU_VERSION_MAJOR >= 10
+#if OB_QEMU_SINCE(10, 0)
 #define OB_PROPERTIES static const Property
 #define OB_PROPERTIES_END
 #else
@@ -114,7 +129,7 @@ extern void tlb_flush(CPUState *cpu) __attribute__((weak)); /* a QEMU may be wit
 
 static inline void obq_class_set_reset(DeviceClass *dc, void (*reset)(DeviceState *))
 {
-#if QEMU_VERSION_MAJOR >= 10
+#if OB_QEMU_SINCE(9, 2)
     device_class_set_legacy_reset(dc, reset);
 #else
     dc->reset = reset;
@@ -124,7 +139,7 @@ static inline void obq_class_set_reset(DeviceClass *dc, void (*reset)(DeviceStat
 /* On failure *reason is freed and NULL. */
 static inline int obq_block_migration(Error **reason, Error **errp)
 {
-#if QEMU_VERSION_MAJOR >= 9
+#if OB_QEMU_SINCE(8, 2)
     return migrate_add_blocker(reason, errp);
 #else
     int rc = migrate_add_blocker(*reason, errp);
@@ -139,7 +154,7 @@ static inline int obq_block_migration(Error **reason, Error **errp)
 
 static inline void obq_unblock_migration(Error **reason)
 {
-#if QEMU_VERSION_MAJOR >= 9
+#if OB_QEMU_SINCE(8, 2)
     migrate_del_blocker(reason);
 #else
     if (*reason) {
@@ -153,9 +168,9 @@ static inline void obq_unblock_migration(Error **reason)
 /* Where a RAM block starts in its file. */
 static inline uint64_t obq_ram_fd_offset(RAMBlock *block)
 {
-#if QEMU_VERSION_MAJOR >= 11
+#if OB_QEMU_SINCE(10, 1)
     return qemu_ram_get_fd_offset(block);
-#elif QEMU_VERSION_MAJOR >= 9
+#elif OB_QEMU_SINCE(8, 1)
     return block->fd_offset;
 #else
     return 0;
@@ -165,7 +180,7 @@ static inline uint64_t obq_ram_fd_offset(RAMBlock *block)
 /* Allocates a KVM route for what the device's MSI or MSI-X vector says; negative: none left. */
 static inline int obq_kvm_add_msi_route(PCIDevice *pdev, int vector)
 {
-#if QEMU_VERSION_MAJOR >= 11
+#ifdef OB_ACCEL_ROUTES
     AccelRouteChange change = accel_irqchip_begin_route_changes();
     int virq = accel_irqchip_add_msi_route(&change, vector, pdev);
 

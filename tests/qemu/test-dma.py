@@ -52,9 +52,8 @@ def _(tmp):
     assert text.count("not shared memory") == 1 and "share=on" in text, text
 
 
-@case("shared-ram-is-handed-out-at-the-right-offset")
-def _(tmp):
-    with FakeDevice(tmp / "s") as fake, Qemu(tmp, *device(tmp / "s"), ram=shared_ram(64)) as vm:
+def check_handed_out(tmp, ram):
+    with FakeDevice(tmp / "s") as fake, Qemu(tmp, *device(tmp / "s"), ram=ram) as vm:
         vm.write_bytes(0x100000, b"here")
         vm.write_bytes(0x2345678, b"there")
         shared = {a: m for a, m in fake.maps.items() if m["fd"] >= 0}
@@ -67,6 +66,17 @@ def _(tmp):
         assert all(a % 4096 == 0 and m["size"] % 4096 == 0 for a, m in fake.maps.items())
         firmware = [m for a, m in fake.maps.items() if a + m["size"] == 1 << 32]
         assert firmware and firmware[0]["flags"] == 1 and firmware[0]["fd"] < 0, fake.maps
+
+
+@case("shared-ram-is-handed-out-at-the-right-offset")
+def _(tmp):
+    with Qemu(tmp) as vm:
+        offset = any(p["name"] == "offset" for p in vm.qmp("qom-list-properties", typename="memory-backend-file"))
+    (tmp / "ram").touch()
+    os.truncate(tmp / "ram", 66 << 20)
+    inside_a_file = f"memory-backend-file,id=ram,size=64M,share=on,mem-path={tmp}/ram{',offset=2M' * offset}"
+    for ram in shared_ram(64), ["-m", "64", "-object", inside_a_file, "-machine", "memory-backend=ram"]:
+        check_handed_out(tmp, ram)
 
 
 @case("private-ram-is-never-handed-out")
