@@ -213,7 +213,20 @@ static const TypeInfo obq_pci_type = {
         (InterfaceInfo[]){ { INTERFACE_PCIE_DEVICE }, { INTERFACE_CONVENTIONAL_PCI_DEVICE }, {} },
 };
 
+static const TypeInfo obq_vfio_user_pci_type = {
+    .name = TYPE_VFIO_USER_PCI,
+    .parent = TYPE_OB_PCI,
+};
+
 void obq_pci_register(void)
 {
+    bool taken = object_class_by_name(TYPE_VFIO_USER_PCI);
+
     type_register_static(&obq_pci_type);
+    if (taken) {
+        info_report(TYPE_OB_PCI " is Outboard's device here: this QEMU has a " TYPE_VFIO_USER_PCI
+                                " of its own");
+    } else {
+        type_register_static(&obq_vfio_user_pci_type);
+    }
 }

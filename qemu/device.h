@@ -19,7 +19,9 @@
 #include "outboard/client.h"
 #include "qapi/qapi-types-sockets.h"
 
-#define TYPE_OB_PCI "vfio-user-pci"
+/* Registered in every QEMU, and below it the name that QEMU gives its own device since 10.1. */
+#define TYPE_OB_PCI        "outboard-pci"
+#define TYPE_VFIO_USER_PCI "vfio-user-pci"
 OBJECT_DECLARE_SIMPLE_TYPE(ObPci, OB_PCI)
 
 #define OB_BARS        6
@@ -192,7 +194,7 @@ int obq_link_control(ObPci *d, int rc, const char *what);
 void obq_link_limit(ObPci *d, bool limited);
 /* Wakes whoever waits for the server, and lets nobody wait from now on. */
 void obq_link_shutdown(ObPci *d);
-/* "vfio-user-pci ID (NAME): ...", at most one line a few seconds. */
+/* "outboard-pci ID (NAME): ...", at most one line a few seconds. */
 void obq_link_complain(ObPci *d, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* The device's failure as an Error: what was tried, and why it failed. */
 void obq_link_error(ObPci *d, Error **errp, int rc, const char *what);

@@ -81,10 +81,6 @@ QEMU_PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_
         error_report(TYPE_OB_PCI ": the plug-in takes no arguments, but got '%s'", argv[0]);
         return -1;
     }
-    if (object_class_by_name(TYPE_OB_PCI)) {
-        error_report("this QEMU has a device " TYPE_OB_PCI " already: leave the plug-in out");
-        return -1;
-    }
     obq_pci_register();
     return 0;
 }

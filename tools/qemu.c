@@ -93,15 +93,25 @@ static int parse(int argc, char **argv, struct request *request, int *status)
     return 0;
 }
 
-/* Is there a `-device vfio-user-pci,help`? */
-static bool asks_for_properties(char **argv)
+/* The NAME of a `-device NAME,help`, if it is one of the device's two; else NULL. */
+static const char *asks_for_properties(char **argv)
 {
-    for (int i = 1; argv[i] && argv[i + 1]; i++)
-        if ((strcmp(argv[i], "-device") == 0 || strcmp(argv[i], "--device") == 0) &&
-            (strcmp(argv[i + 1], "vfio-user-pci,help") == 0 ||
-             strcmp(argv[i + 1], "vfio-user-pci,?") == 0))
-            return true;
-    return false;
+    static const struct {
+        const char *help, *short_help, *name;
+    } forms[] = {
+        { "vfio-user-pci,help", "vfio-user-pci,?", "vfio-user-pci" },
+        { "outboard-pci,help", "outboard-pci,?", "outboard-pci" },
+    };
+
+    for (int i = 1; argv[i] && argv[i + 1]; i++) {
+        if (strcmp(argv[i], "-device") != 0 && strcmp(argv[i], "--device") != 0)
+            continue;
+        for (size_t k = 0; k < sizeof(forms) / sizeof(*forms); k++)
+            if (strcmp(argv[i + 1], forms[k].help) == 0 ||
+                strcmp(argv[i + 1], forms[k].short_help) == 0)
+                return forms[k].name;
+    }
+    return NULL;
 }
 
 /* Returns only when it failed. */
@@ -133,6 +143,7 @@ int cmd_qemu(int argc, char **argv)
     struct request request = { .default_argv = { default_name, NULL } };
     struct ob_qemu qemu;
     char plugin[PATH_MAX];
+    const char *name;
     int status;
 
     if (parse(argc, argv, &request, &status) < 0)
@@ -144,7 +155,7 @@ int cmd_qemu(int argc, char **argv)
         puts(plugin);
         return 0;
     }
-    if (asks_for_properties(request.qemu_argv))
-        return ob_plugin_print_properties(&qemu, plugin);
+    if ((name = asks_for_properties(request.qemu_argv)) != NULL)
+        return ob_plugin_print_properties(&qemu, plugin, name);
     return run(&qemu, plugin, request.qemu_argv);
 }

@@ -31,7 +31,7 @@ int ob_plugin_get(const struct ob_qemu *qemu, const struct ob_plugin_options *op
 /* The argument of QEMU's option -plugin for that file: commas are doubled. */
 int ob_plugin_argument(const char *path, char *arg, size_t size);
 
-/* Prints the device's properties, as `-device vfio-user-pci,help` would if it knew the device. */
-int ob_plugin_print_properties(const struct ob_qemu *qemu, const char *plugin);
+/* Prints the properties of the device NAME, as `-device NAME,help` would if it knew the device. */
+int ob_plugin_print_properties(const struct ob_qemu *qemu, const char *plugin, const char *name);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The properties of vfio-user-pci. QEMU answers `-device NAME,help` before it loads plug-ins, and
+ * The properties of the device. QEMU answers `-device NAME,help` before it loads plug-ins, and
  * would say that there is no such device; asked over QMP it knows.
  */
 #include "qemu_plugin.h"
@@ -16,7 +16,7 @@
 
 static const char questions[] =
     "{\"execute\":\"qmp_capabilities\"}\n"
-    "{\"execute\":\"device-list-properties\",\"arguments\":{\"typename\":\"vfio-user-pci\"}}\n"
+    "{\"execute\":\"device-list-properties\",\"arguments\":{\"typename\":\"%s\"}}\n"
     "{\"execute\":\"quit\"}\n";
 
 /* In the child: QEMU with QMP on in and out. Does not return. */
@@ -55,7 +55,7 @@ static void print_property(const json_t *property)
 }
 
 /* The answer that is a list is the one to the second question. */
-static bool print_list(FILE *answers)
+static bool print_list(FILE *answers, const char *name)
 {
     json_t *answer;
     json_t *property;
@@ -65,7 +65,7 @@ static bool print_list(FILE *answers)
         const json_t *list = json_object_get(answer, "return");
         bool found = json_is_array(list);
         if (found) {
-            printf("vfio-user-pci options:\n");
+            printf("%s options:\n", name);
             json_array_foreach(list, i, property) print_property(property);
         }
         json_decref(answer);
@@ -75,7 +75,7 @@ static bool print_list(FILE *answers)
     return false;
 }
 
-int ob_plugin_print_properties(const struct ob_qemu *qemu, const char *plugin)
+int ob_plugin_print_properties(const struct ob_qemu *qemu, const char *plugin, const char *name)
 {
     int ask[2], answer[2];
     int status;
@@ -83,7 +83,7 @@ int ob_plugin_print_properties(const struct ob_qemu *qemu, const char *plugin)
     if (pipe(ask) < 0 || pipe(answer) < 0)
         return fail("qemu", "%s", strerror(errno));
     /* Fits into an empty pipe. */
-    if (write(ask[1], questions, sizeof(questions) - 1) != (ssize_t)(sizeof(questions) - 1))
+    if (dprintf(ask[1], questions, name) < 0)
         return fail("qemu", "%s", strerror(errno));
     close(ask[1]);
     pid_t child = fork();
@@ -96,7 +96,7 @@ int ob_plugin_print_properties(const struct ob_qemu *qemu, const char *plugin)
     close(ask[0]);
     close(answer[1]);
     FILE *answers = fdopen(answer[0], "r");
-    bool found = answers && print_list(answers);
+    bool found = answers && print_list(answers, name);
     if (answers)
         fclose(answers);
     waitpid(child, &status, 0);

@@ -214,10 +214,10 @@ def _(tmp):
 
 @case("device-help-lists-the-properties", timeout_s=180)
 def _(tmp):
-    for form in ["help", "?"]:
-        result = run(QEMU, "-device", f"vfio-user-pci,{form}")
+    for name, form in [("vfio-user-pci", "help"), ("vfio-user-pci", "?"), ("outboard-pci", "help")]:
+        result = run(QEMU, "-device", f"{name},{form}")
         assert result.returncode == 0, result
-        assert result.stdout.startswith("vfio-user-pci options:\n"), result.stdout
+        assert result.stdout.startswith(f"{name} options:\n"), result.stdout
         assert "  socket=<" in result.stdout and "  x-msg-timeout=<" in result.stdout, result.stdout
 
 

@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import BUILD, OUTBOARD, case, main, skip
-from qtest import plugin, qemu, shared_ram
+from qtest import qemu_command, shared_ram
 
 FIRMWARE = BUILD / "guest" / "touch.bin"
 # of about the same length
@@ -28,8 +28,8 @@ NOT_OFFERED = {"late/get-irq-info": "the client does not use a device that does 
 def command(ram):
     if not FIRMWARE.exists():
         skip("the bare-metal guest is for x86 machines")
-    return shlex.join(map(str, [qemu(), "-plugin", plugin(), "-machine", "q35", "-accel", "tcg", "-nodefaults", "-display",
-                                "none", "-bios", FIRMWARE, *ram, "-device", "vfio-user-pci,addr=4,socket={}"]))
+    return shlex.join(qemu_command("-machine", "q35", "-accel", "tcg", "-bios", FIRMWARE, *ram,
+                                   "-device", "vfio-user-pci,addr=4,socket={}"))
 
 
 def check(path, ram, pattern):

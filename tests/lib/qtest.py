@@ -22,6 +22,11 @@ IO, MEMORY, MASTER, INTX_DISABLE = 1, 2, 4, 0x400
 # A firmware that stops the processor: the machine runs, and nobody but qtest touches it.
 HALT = b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp -3
 
+# The device's name in the tests. Where QEMU has a device of that name itself (10.1 and later),
+# OUTBOARD_DRIVER=outboard-pci has them try ours.
+NAME = "vfio-user-pci"
+DRIVER = os.environ.get("OUTBOARD_DRIVER", NAME)
+
 _plugin = None
 
 
@@ -44,6 +49,12 @@ def qemu():
         if os.access(path, os.X_OK):
             return path
     return skip("qemu-system-x86_64 is not installed")
+
+
+def qemu_command(*args):
+    """A QEMU with the plug-in and nothing else."""
+    return [qemu(), "-plugin", plugin(), "-nodefaults", "-display", "none",
+            *(str(arg).replace(NAME, DRIVER) for arg in args)]
 
 
 def wait_for(condition, what="the condition"):
@@ -105,9 +116,9 @@ class Qemu:
             listeners[name].listen(1)
             listeners[name].settimeout(DEADLINE_S)
         self.process = subprocess.Popen(
-            [qemu(), "-plugin", plugin(), "-machine", machine, "-accel", accel, "-nodefaults", "-display", "none",
-             "-bios", firmware(tmp, code), "-qtest", f"unix:{tmp}/qtest.sock", "-qtest-log", "/dev/null",
-             "-qmp", f"unix:{tmp}/qmp.sock", *(ram or shared_ram()), *map(str, args)],
+            qemu_command("-machine", machine, "-accel", accel, "-bios", firmware(tmp, code),
+                         "-qtest", f"unix:{tmp}/qtest.sock", "-qtest-log", "/dev/null", "-qmp", f"unix:{tmp}/qmp.sock",
+                         *(ram or shared_ram()), *args),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             pass_fds=pass_fds)
         self.errors = []
@@ -185,7 +196,8 @@ class Qemu:
 
     def qmp(self, command, **arguments):
         arguments = {name.replace("_", "-") if name != "qom_path" else name: value for name, value in arguments.items()}
-        self.qmp_out.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        message = json.dumps({"execute": command, "arguments": arguments}).replace(NAME, DRIVER)
+        self.qmp_out.sendall(message.encode())
         while True:
             answer = self._receive()
             if "event" in answer:

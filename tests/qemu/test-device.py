@@ -234,6 +234,15 @@ def _(tmp):
             assert fake.connections == before + 1
 
 
+@case("has-a-name-that-qemu-never-takes")
+def _(tmp):
+    with Serve("edu", tmp / "s"), Qemu(tmp, "-device", f"outboard-pci,id=dev,addr=4,socket={tmp}/s") as vm:
+        assert vm.pci(4).config_read(0, 4) == 0x11E81234
+        ours = {found["name"] for found in vm.qmp("qom-list-types", implements="outboard-pci")}
+        taken = "has a vfio-user-pci of its own" in vm.stderr()
+        assert ours == ({"outboard-pci"} if taken else {"outboard-pci", "vfio-user-pci"}), (ours, vm.stderr())
+
+
 @case("connected-descriptor-as-socket")
 def _(tmp):
     with FakeDevice(tmp / "s"), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main
 from fakedevice import (CONFIG, DMA_MAP, GET_INFO, GET_REGION_INFO, INTX, MSIX, REGION_READ, VERSION, FakeDevice, Gone,
                         Refuse, config_space, msix_cap)
-from qtest import Qemu, QmpError, device, firmware, plugin, qemu, wait_for
+from qtest import Qemu, QmpError, device, firmware, plugin, qemu, qemu_command, wait_for
 
 
 def refusal(vm, **properties):
@@ -68,8 +68,7 @@ def _(tmp):
     for address, words in (({"type": "inet", "host": "localhost", "port": "1"}, "use unix"), ({"type": "unix"}, "path"),
                            ({"type": "unix", "path": "x", "abstract": True}, "abstract"), (7, "socket"),
                            ({"type": "fd", "str": "1000"}, "socket"), ({"type": "fd", "str": "name"}, "name")):
-        run = subprocess.run([qemu(), "-plugin", plugin(), "-nodefaults", "-display", "none", "-device",
-                              json.dumps({"driver": "vfio-user-pci", "socket": address})],
+        run = subprocess.run(qemu_command("-device", json.dumps({"driver": "vfio-user-pci", "socket": address})),
                              capture_output=True, text=True, timeout=30)
         assert run.returncode == 1 and words in run.stderr, (address, run.stderr)
 
@@ -181,22 +180,22 @@ def _(tmp):
 @case("viommu-is-refused")
 def _(tmp):
     with FakeDevice(tmp / "s"):
-        run = subprocess.run([qemu(), "-plugin", plugin(), "-nodefaults", "-display", "none", "-machine", "q35",
-                              "-device", "intel-iommu", *device(tmp / "s")], capture_output=True, text=True, timeout=30)
+        run = subprocess.run(qemu_command("-machine", "q35", "-device", "intel-iommu", *device(tmp / "s")),
+                             capture_output=True, text=True, timeout=30)
         assert run.returncode == 1 and "bypass" in run.stderr, run.stderr
 
 
 @case("only-migratable-is-refused")
 def _(tmp):
     with FakeDevice(tmp / "s"):
-        run = subprocess.run([qemu(), "-plugin", plugin(), "-nodefaults", "-display", "none", "-only-migratable",
-                              *device(tmp / "s")], capture_output=True, text=True, timeout=30)
+        run = subprocess.run(qemu_command("-only-migratable", *device(tmp / "s")),
+                             capture_output=True, text=True, timeout=30)
         assert run.returncode == 1 and "server's process" in run.stderr, run.stderr
 
 
 @case("plug-in-takes-no-arguments")
 def _(tmp):
-    run = subprocess.run([qemu(), "-plugin", f"{plugin()},x=1", "-display", "none", "-bios", firmware(tmp)],
+    run = subprocess.run([qemu(), "-plugin", f"{plugin()},x=1", "-nodefaults", "-display", "none"],
                          capture_output=True, text=True, timeout=30)
     assert run.returncode == 1 and "takes no arguments" in run.stderr, run.stderr
 
