@@ -126,6 +126,34 @@ static const char *config_differs(const uint8_t *was, const uint8_t *is, char *b
     return NULL;
 }
 
+static bool same_cap(const uint8_t *was, const uint8_t *is)
+{
+    return was[PCI_CAP_LIST_ID] == is[PCI_CAP_LIST_ID] &&
+           was[PCI_CAP_LIST_NEXT] == is[PCI_CAP_LIST_NEXT] &&
+           (was[PCI_CAP_LIST_ID] != PCI_CAP_ID_MSIX ||
+            (was[PCI_MSIX_FLAGS] == is[PCI_MSIX_FLAGS] &&
+             memcmp(was + PCI_MSIX_TABLE, is + PCI_MSIX_TABLE, 8) == 0));
+}
+
+/* The list itself, and where MSI-X is, never change; the rest of a capability may. */
+static const char *caps_differ(const uint8_t *was, const uint8_t *is, char *buf, size_t size)
+{
+    unsigned at = PCI_CAPABILITY_LIST, next = was[at];
+    bool same = next == is[at];
+
+    for (unsigned i = 0; same && i < OB_MEMO_CONFIG / 4; i++) {
+        at = next & ~3u;
+        if (at < PCI_STD_HEADER_SIZEOF || at > OB_MEMO_CONFIG - PCI_CAP_MSIX_SIZEOF)
+            break;
+        same = same_cap(was + at, is + at);
+        next = was[at + PCI_CAP_LIST_NEXT];
+    }
+    if (same)
+        return NULL;
+    snprintf(buf, size, "it has other capabilities in config space, from 0x%02x on", at);
+    return buf;
+}
+
 const char *ob_identity_differs(const struct ob_identity *was, const struct ob_identity *is,
                                 char *buf, size_t size)
 {
@@ -140,6 +168,8 @@ const char *ob_identity_differs(const struct ob_identity *was, const struct ob_i
         return buf;
     }
     why = config_differs(was->config, is->config, buf, size);
+    if (!why)
+        why = caps_differ(was->config, is->config, buf, size);
     for (uint32_t i = 0; !why && i < was->info.num_regions; i++)
         why = region_differs(i, &was->regions[i].layout, &is->regions[i].layout, buf, size);
     for (uint32_t i = 0; !why && i < was->info.num_irqs; i++) {

@@ -13,7 +13,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/pci_regs.h>
 #include <search.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -278,56 +277,6 @@ int ob_memo_note_irqs(struct ob_client *c, uint32_t index, uint32_t flags, uint3
 
 /* ---- Registers ---------------------------------------------------------------------------- */
 
-static bool is_config(const struct ob_memo *s, uint32_t region)
-{
-    return region == OB_PCI_REGION_CONFIG && (s->identity.info.flags & OB_DEVICE_PCI);
-}
-
-static void keep(struct ob_memo *s, unsigned offset, unsigned len)
-{
-    for (unsigned i = offset; i < offset + len && i < OB_MEMO_CONFIG; i++)
-        s->config_kept[i] = true;
-}
-
-/* Registers that hold what was written last, and do nothing else. Others stay as the server has
- * them: a bit written again might be a command, such as a reset. */
-static void keep_config(struct ob_memo *s)
-{
-    const uint8_t *config = s->identity.config;
-    unsigned pos = config[PCI_STATUS] & PCI_STATUS_CAP_LIST ? config[PCI_CAPABILITY_LIST] : 0;
-
-    keep(s, PCI_COMMAND, 2);
-    keep(s, PCI_BASE_ADDRESS_0, 24);
-    keep(s, PCI_ROM_ADDRESS, 4);
-    keep(s, PCI_INTERRUPT_LINE, 1);
-    for (unsigned i = 0; i < OB_MEMO_CONFIG / 4 && (pos &= ~3u) >= PCI_STD_HEADER_SIZEOF; i++) {
-        unsigned flags = pos + 3 < OB_MEMO_CONFIG ? config[pos + 2] : 0;
-
-        if (config[pos] == PCI_CAP_ID_MSI)
-            keep(s, pos + PCI_MSI_FLAGS,
-                 (flags & PCI_MSI_FLAGS_64BIT ? 12 : 8) + (flags & PCI_MSI_FLAGS_MASKBIT ? 6 : 0));
-        else if (config[pos] == PCI_CAP_ID_MSIX)
-            keep(s, pos + PCI_MSIX_FLAGS, 2);
-        pos = config[pos + 1];
-    }
-}
-
-void ob_memo_note_write(struct ob_client *c, uint32_t region, uint64_t offset, const void *data,
-                        uint32_t count)
-{
-    struct ob_memo *s = c->memo;
-    const uint8_t *bytes = data;
-
-    if (!s || !is_config(s, region))
-        return;
-    ob_client_lock(c);
-    for (uint32_t i = 0; i < count && offset + i < OB_MEMO_CONFIG; i++) {
-        s->config.bytes[offset + i] = bytes[i];
-        s->config.set[offset + i] = true;
-    }
-    ob_client_unlock(c);
-}
-
 int ob_memo_note_posted_locked(struct ob_client *c, const struct ob_wire_region_access *wire,
                                const void *data, int rc)
 {
@@ -337,7 +286,7 @@ int ob_memo_note_posted_locked(struct ob_client *c, const struct ob_wire_region_
 
     if (!s || (rc < 0 && c->state != OB_CLIENT_INTERRUPTED))
         return rc;
-    if (is_config(s, wire->region))
+    if (ob_memo_is_config(s, wire->region))
         return 0;
     if (wire->count > sizeof(w->data))
         return rc;
@@ -355,6 +304,12 @@ int ob_memo_note_posted_locked(struct ob_client *c, const struct ob_wire_region_
     return 0;
 }
 
+void ob_memo_forget_locked(struct ob_memo *s)
+{
+    memset(s->config.set, 0, sizeof(s->config.set));
+    s->taken = s->posted;
+}
+
 int ob_memo_note_reset(struct ob_client *c, int rc)
 {
     struct ob_memo *s = c->memo;
@@ -364,8 +319,7 @@ int ob_memo_note_reset(struct ob_client *c, int rc)
         return rc;
     ob_client_lock(c);
     s->reset_due = due;
-    memset(s->config.set, 0, sizeof(s->config.set));
-    s->taken = s->posted;
+    ob_memo_forget_locked(s);
     ob_client_unlock(c);
     return rc;
 }
@@ -446,72 +400,6 @@ static int restore_irqs(const struct ob_memo_irqs *irqs, uint32_t index, uint32_
     return rc;
 }
 
-/* How many bytes from there on one aligned write restores; 0: none. */
-static unsigned config_run(const struct ob_memo *s, const struct ob_memo_config *config,
-                           unsigned at)
-{
-    unsigned len = 4;
-
-    for (; len > 0; len /= 2) {
-        bool whole = at % len == 0;
-
-        for (unsigned i = 0; i < len; i++)
-            whole = whole && config->set[at + i] && s->config_kept[at + i];
-        if (whole)
-            break;
-    }
-    return len;
-}
-
-/* A server may refuse a write to a register that it does not have. */
-static int restore_config_at(const struct ob_memo *s, struct ob_client *n, unsigned at,
-                             unsigned len)
-{
-    int rc =
-        len ? ob_client_region_write(n, OB_PCI_REGION_CONFIG, at, s->restored.bytes + at, len) : 0;
-
-    return ob_err_class(rc) == OB_ERR_PEER ? 0 : rc;
-}
-
-/* The command register, which lets the device work, comes last. */
-static int restore_config(struct ob_client *c, struct ob_client *n)
-{
-    struct ob_memo *s = c->memo;
-    unsigned len;
-    int rc = 0;
-
-    ob_client_lock(c);
-    s->restored = s->config;
-    ob_client_unlock(c);
-    for (unsigned at = PCI_COMMAND + 4; rc == 0 && at < OB_MEMO_CONFIG; at += len ? len : 1) {
-        len = config_run(s, &s->restored, at);
-        rc = restore_config_at(s, n, at, len);
-    }
-    return rc < 0 ? rc
-                  : restore_config_at(s, n, PCI_COMMAND, config_run(s, &s->restored, PCI_COMMAND));
-}
-
-static void catch_up_at_locked(struct ob_client *c, unsigned at, unsigned len)
-{
-    const struct ob_memo *s = c->memo;
-    const struct ob_wire_region_access wire = { at, OB_PCI_REGION_CONFIG, len };
-
-    if (memcmp(s->config.bytes + at, s->restored.bytes + at, len) != 0 ||
-        memcmp(s->config.set + at, s->restored.set + at, len) != 0)
-        ob_client_post_locked(c, &wire, s->config.bytes + at);
-}
-
-void ob_memo_catch_up_locked(struct ob_client *c)
-{
-    const struct ob_memo *s = c->memo;
-
-    for (unsigned at = PCI_COMMAND + 4, len; at < OB_MEMO_CONFIG; at += len ? len : 1) {
-        len = config_run(s, &s->config, at);
-        catch_up_at_locked(c, at, len);
-    }
-    catch_up_at_locked(c, PCI_COMMAND, config_run(s, &s->config, PCI_COMMAND));
-}
-
 int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size_t size)
 {
     struct ob_memo *s = c->memo;
@@ -531,7 +419,7 @@ int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size
         rc = restore_irqs(&s->irqs[i], i, s->identity.irqs[i].count, n);
     if (rc == 0) {
         what = "its registers";
-        rc = restore_config(c, n);
+        rc = ob_memo_restore_config(c, n);
     }
     return rc == 0 ? 0
                    : ob_client_refuse(errbuf, size, rc, "it does not take %s again: %s", what,
@@ -598,7 +486,7 @@ int ob_memo_begin(struct ob_client *c, const char *path, char *errbuf, size_t si
         return ob_client_refuse(errbuf, size, rc, "the server does not say what device it is: %s",
                                 ob_client_dead(c) ? c->why : ob_strerror(rc, text, sizeof(text)));
     }
-    keep_config(s);
+    ob_memo_keep_config(s);
     ob_client_lock(c);
     c->memo = s;
     ob_client_unlock(c);

@@ -88,7 +88,9 @@ struct ob_memo {
     struct ob_memo_config config;     /* as last written */
     struct ob_memo_config restored;   /* what of it the attempt has restored */
     bool config_kept[OB_MEMO_CONFIG]; /* it is to be restored if it was written; constant */
-    uint64_t posted, taken;           /* posted writes, and up to which the server has them */
+    unsigned flr_at;                  /* a bit there resets the device; 0: none does; constant */
+    uint8_t flr_bit;
+    uint64_t posted, taken; /* posted writes, and up to which the server has them */
     unsigned nwrites;
     struct ob_memo_write writes[OB_MEMO_POSTED_MAX];
 };
@@ -128,6 +130,16 @@ int ob_memo_note_posted_locked(struct ob_client *c, const struct ob_wire_region_
 int ob_memo_region_info(struct ob_client *c, uint32_t index, struct ob_region_info *out);
 /* Sets up at n what was set up at c; with `setup`. 0, or a negative number and a sentence. */
 int ob_memo_restore(struct ob_client *c, struct ob_client *n, char *errbuf, size_t size);
+/* The device was reset: what was written before says nothing any more. */
+void ob_memo_forget_locked(struct ob_memo *s);
+
+/* ---- memo_config.c ------------------------------------------------------------------------- */
+
+bool ob_memo_is_config(const struct ob_memo *s, uint32_t region);
+/* Finds out, once, which registers are to be kept. */
+void ob_memo_keep_config(struct ob_memo *s);
+/* Writes them at n. 0 or a negative number. */
+int ob_memo_restore_config(struct ob_client *c, struct ob_client *n);
 /* Sends what was written to config space after that, as posted writes. */
 void ob_memo_catch_up_locked(struct ob_client *c);
 

@@ -103,8 +103,9 @@ _Noreturn static void serve(const struct rig *rig, int ready)
         ob_pci_add_bar(d.server, 0, rig->shared->bar_size, 0) < 0 ||
         ob_pci_add_bar(d.server, 1, 4096, 0) < 0 || ob_server_set_region(d.server, 0, &bar) < 0 ||
         ob_server_set_region(d.server, 1, &table) < 0 ||
-        ob_pci_add_msix(d.server, VECTORS, 1, 0, 1, 2048) < 0 ||
-        ob_server_listen(d.server, rig->path, 0) < 0 || write(ready, "", 1) != 1)
+        ob_pci_add_msix(d.server, VECTORS, 1, rig->shared->msix_at, 1, 2048) < 0 ||
+        ob_pci_add_pcie(d.server) < 0 || ob_server_listen(d.server, rig->path, 0) < 0 ||
+        write(ready, "", 1) != 1)
         _exit(1);
     close(ready);
     ob_server_run(d.server);

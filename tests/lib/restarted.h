@@ -31,6 +31,7 @@ struct shared {
     /* what it is */
     uint16_t device_id;
     uint32_t bar_size;
+    uint32_t msix_at;        /* its table in BAR 1 */
     atomic_int die_at_write; /* config writes that it survives; < 0: all */
     bool refuse_reset;
     atomic_bool hang_in_reset; /* for ever */

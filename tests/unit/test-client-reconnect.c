@@ -248,6 +248,36 @@ TEST(other_bar, "a-device-with-another-layout-is-refused")
     rig_end(&rig);
 }
 
+TEST(other_caps, "a-device-with-its-msix-table-elsewhere-is-refused")
+{
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    rig.shared->msix_at = 1024;
+    rig_restart(&rig);
+    check_lost(&rig, "the server closed the connection; another device answers: it has other "
+                     "capabilities in config space, from 0x40 on");
+    rig_end(&rig);
+}
+
+/* The capability follows MSI-X, which takes 12 bytes. */
+TEST(flr, "a-function-level-reset-forgets-what-was-written-before")
+{
+    uint16_t devctl = 0x4c + PCI_EXP_DEVCTL;
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    CHECK_INT(rig_config16(&rig, 0x4c) & 0xff, PCI_CAP_ID_EXP);
+    rig_config_put16(&rig, PCI_COMMAND, PCI_COMMAND_MASTER);
+    rig_config_put16(&rig, devctl, PCI_EXP_DEVCTL_BCR_FLR);
+    CHECK_INT(rig.shared->resets, 1);
+    CHECK_INT(rig_config16(&rig, PCI_COMMAND), 0);
+    rig_restart(&rig);
+    rig_check_back(&rig, 1);
+    CHECK_INT(rig_config16(&rig, PCI_COMMAND), 0);
+    rig_end(&rig);
+}
+
 TEST(never, "a-server-that-stays-away-is-given-up-when-the-time-is-over")
 {
     int64_t began_ms = test_now_ms();
