@@ -97,11 +97,13 @@ typedef struct ObLink {
     struct ob_client *client; /* NULL: not connected yet, or torn down */
     char *name;               /* of the server, for messages */
     QEMUBH *changed_bh;
-    bool lost;               /* reported */
-    bool away;               /* the same, and the server is looked for */
-    int64_t went_ms;         /* since when */
-    bool gone;               /* the connection died since changed_bh ran; atomic */
-    int64_t quiet_until_ms;  /* no further error line before */
+    bool lost;              /* reported */
+    bool away;              /* the same, and the server is looked for */
+    int64_t went_ms;        /* since when */
+    bool gone;              /* the connection died since changed_bh ran; atomic */
+    int64_t quiet_until_ms; /* no further error line before */
+    int64_t minute_ms;      /* when the minute began in which so many lines were said */
+    unsigned said;
     int64_t silent_since_ms; /* no access was answered since; 0: the last one was */
     QemuMutex lock;
     char *why; /* it died last; under lock */

@@ -19,6 +19,7 @@
 #include "device.h"
 
 #define COMPLAIN_EVERY_MS 5000
+#define SAID_MAX          40 /* lines a minute on the server's coming and going */
 
 /* Deadlines in which accesses were left unanswered, and none was answered, until the server counts
  * as gone: else each further access would cost the guest one more. */
@@ -240,6 +241,18 @@ char *obq_link_why(ObPci *d)
     return why;
 }
 
+/* A server that comes and goes for ever fills no log. */
+static bool link_may_say(ObPci *d)
+{
+    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+
+    if (now_ms - d->link.minute_ms >= 60000) {
+        d->link.minute_ms = now_ms;
+        d->link.said = 0;
+    }
+    return d->link.said++ < SAID_MAX;
+}
+
 /* What the device looks like to the guest while its server is not there. */
 static void link_went(ObPci *d)
 {
@@ -247,7 +260,9 @@ static void link_went(ObPci *d)
 
     text = g_strdup_printf("lost the server: %s; looking for it for %" PRIu32 " s (reconnect)", why,
                            d->reconnect_s);
-    complain(d, text);
+    if (link_may_say(d)) {
+        complain(d, text);
+    }
     g_free(text);
     d->link.away = true;
     obq_event_send(d, OBQ_EVENT_LOST, why);
@@ -263,9 +278,11 @@ static void link_returned(ObPci *d)
     d->link.away = false;
     obq_bars_unblock(d);
     obq_event_send(d, OBQ_EVENT_REGAIN, NULL);
-    info_report(TYPE_OB_PCI "%s%s (%s): the server is back after %" PRId64 " ms", id ? " " : "",
-                id ? id : "", d->link.name,
-                qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - d->link.went_ms);
+    if (link_may_say(d)) {
+        info_report(TYPE_OB_PCI "%s%s (%s): the server is back after %" PRId64 " ms", id ? " " : "",
+                    id ? id : "", d->link.name,
+                    qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - d->link.went_ms);
+    }
 }
 
 static void link_lost(ObPci *d)

@@ -248,6 +248,16 @@ def _(tmp):
             assert "another device answers" in vm.get("dev", "last-error")
 
 
+@case("a-server-that-comes-and-goes-fills-no-log", 120)
+def _(tmp):
+    with FakeDevice(tmp / "s", bars={0: 4096}) as fake, Qemu(tmp, *device(tmp / "s", reconnect=30)) as vm:
+        for times in range(1, 46):
+            fake.drop()
+            wait_for(lambda: vm.get("dev", "reconnects") == times, f"reconnect {times}")
+        assert 20 <= vm.stderr().count("\n") <= 80, vm.stderr()  # that took less than two minutes
+        assert sum(e["event"] == "__outboard_SERVER_REGAINED" for e in vm.events) >= 40
+
+
 @case("a-server-that-stays-away-is-given-up")
 def _(tmp):
     with Serve("edu", tmp / "s") as server, Qemu(tmp, *device(tmp / "s", reconnect=1)) as vm:
