@@ -154,10 +154,12 @@ static int map_file(struct nvme_state_file *file, const char *path, char *errbuf
 {
     void *map = mmap(NULL, file->size, PROT_READ | PROT_WRITE, MAP_SHARED, file->fd, 0);
 
-    if (map == MAP_FAILED)
-        return fail(errbuf, size, "cannot map the state file %s: %s", path, strerror(errno));
-    file->map = map;
-    return 0;
+    if (map != MAP_FAILED) {
+        file->map = map;
+        return 0;
+    }
+    fail(errbuf, size, "cannot map the state file %s: %s", path, strerror(errno));
+    return 1;
 }
 
 static bool all_zero(const void *data, size_t len)

@@ -33,6 +33,16 @@ const char *test_tmpdir(void);
 /* Milliseconds of a monotonic clock. */
 int64_t test_now_ms(void);
 
+/* MiB that are kept of what was freed: ASan looks for uses of it. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define TEST_KEPT_MIB 350
+#endif
+#endif
+#ifndef TEST_KEPT_MIB
+#define TEST_KEPT_MIB 0
+#endif
+
 #define TEST_TIMEOUT(ident, name_, seconds)                           \
     static void ident(void);                                          \
     __attribute__((constructor)) static void register_##ident(void)   \

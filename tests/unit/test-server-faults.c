@@ -161,11 +161,11 @@ static struct ob_msg *ask(struct setting *s, uint16_t cmd, const void *payload, 
             if (test_now_ms() > deadline)
                 test_fail(__FILE__, __LINE__, "no answer to %u after: %s", cmd, faults_what());
         }
-        if (rc > 0 && !(msg->hdr.flags & OB_HDR_ERROR))
+        if (rc > 0 && msg && !(msg->hdr.flags & OB_HDR_ERROR))
             return msg;
         if (!faults_hit() || (rc > 0 && s->failed))
             test_fail(__FILE__, __LINE__, "command %u: %d, errno %u, after: %s", cmd, rc,
-                      rc > 0 ? msg->hdr.error_no : 0, faults_what());
+                      msg ? msg->hdr.error_no : 0, faults_what());
         s->closed = rc < 0;
         s->failed = true;
         if (rc > 0)
