@@ -138,7 +138,7 @@ def _(tmp):
 
 # ---- bench/run
 
-def run(*words, timeout_s=150):
+def run(*words, timeout_s=500):
     return subprocess.run([ROOT / "bench/run", "--build", BUILD, *map(str, words)], capture_output=True, text=True,
                           timeout=timeout_s)
 
@@ -147,7 +147,7 @@ def listed_by_run():
     return [line.split()[0] for line in run("--list").stdout.splitlines()]
 
 
-@case("run-measures-or-skips-all-that-it-lists", timeout_s=180)
+@case("run-measures-or-skips-all-that-it-lists", timeout_s=540)
 def _(tmp):
     done = run("--short", "--json", tmp / "json", "--svg", tmp / "svg")
     assert (done.returncode, done.stderr) == (0, ""), done
