@@ -111,10 +111,9 @@ static bool bar_check(ObPci *d, unsigned i, uint64_t size, Error **errp)
 static bool bar_may_map(const ObBar *bar, const struct ob_region_info *info)
 {
     if (!bar->d->mmap_unsealed && ob_region_can_shrink(info)) {
-        info_report(TYPE_OB_PCI
-                    " (%s): BAR%u is not mapped but accessed by message: the server's "
+        info_report("%s (%s): BAR%u is not mapped but accessed by message: the server's "
                     "file could shrink under the guest (x-mmap-unsealed=on trusts it not to)",
-                    bar->d->link.name, bar->index);
+                    obq_type_name(bar->d), bar->d->link.name, bar->index);
         return false;
     }
     return true;

@@ -15,8 +15,8 @@
 
 static void cap_hidden(ObPci *d, const char *name, const char *why)
 {
-    warn_report(TYPE_OB_PCI " (%s): the %s capability is hidden from the guest: %s", d->link.name,
-                name, why);
+    warn_report("%s (%s): the %s capability is hidden from the guest: %s", obq_type_name(d),
+                d->link.name, name, why);
 }
 
 /* Takes bytes of a capability over: they read as pdev->config, and the guest writes only what

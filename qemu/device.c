@@ -20,9 +20,9 @@ static void obq_pci_teardown(ObPci *d)
 static bool block_migration(ObPci *d, Error **errp)
 {
     error_setg(&d->migration_blocker,
-               TYPE_OB_PCI " (%s): migration and snapshots are not supported: "
-                           "the device's state is in the server's process",
-               d->link.name);
+               "%s (%s): migration and snapshots are not supported: "
+               "the device's state is in the server's process",
+               obq_type_name(d), d->link.name);
     return obq_block_migration(&d->migration_blocker, errp) >= 0;
 }
 

@@ -276,6 +276,12 @@ int obq_dma_write_cb(void *opaque, uint64_t address, const void *data, uint32_t 
 const void *obq_dma_lend_cb(void *opaque, uint64_t address, uint32_t count, void **loan);
 void obq_dma_return_cb(void *opaque, void *loan);
 
+/* What the user calls the device, for messages. */
+static inline const char *obq_type_name(ObPci *d)
+{
+    return object_get_typename(OBJECT(d));
+}
+
 /* Whether the access under way is a vCPU's own, so that its wait may drop the BQL. */
 static inline bool obq_vcpu_access(MemTxAttrs attrs)
 {

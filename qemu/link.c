@@ -42,7 +42,8 @@ static void complain(ObPci *d, const char *text)
 {
     const char *id = DEVICE(d)->id;
 
-    error_report(TYPE_OB_PCI "%s%s (%s): %s", id ? " " : "", id ? id : "", d->link.name, text);
+    error_report("%s%s%s (%s): %s", obq_type_name(d), id ? " " : "", id ? id : "", d->link.name,
+                 text);
 }
 
 void obq_link_complain(ObPci *d, const char *format, ...)
@@ -279,8 +280,8 @@ static void link_returned(ObPci *d)
     obq_bars_unblock(d);
     obq_event_send(d, OBQ_EVENT_REGAIN, NULL);
     if (link_may_say(d)) {
-        info_report(TYPE_OB_PCI "%s%s (%s): the server is back after %" PRId64 " ms", id ? " " : "",
-                    id ? id : "", d->link.name,
+        info_report("%s%s%s (%s): the server is back after %" PRId64 " ms", obq_type_name(d),
+                    id ? " " : "", id ? id : "", d->link.name,
                     qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - d->link.went_ms);
     }
 }

@@ -54,10 +54,10 @@ static void warn_private(ObPci *d, MemoryRegion *mr)
 
     if (!section_shared(mr) && owner && object_dynamic_cast(owner, "memory-backend")) {
         warn_report_once(
-            TYPE_OB_PCI " (%s): guest RAM is not shared memory, so DMA goes by messages, which is "
-                        "slow. To share it: -object memory-backend-memfd,id=ram,size=SIZE,share=on "
-                        "-machine memory-backend=ram (SIZE as in -m)",
-            d->link.name);
+            "%s (%s): guest RAM is not shared memory, so DMA goes by messages, which is "
+            "slow. To share it: -object memory-backend-memfd,id=ram,size=SIZE,share=on "
+            "-machine memory-backend=ram (SIZE as in -m)",
+            obq_type_name(d), d->link.name);
     }
 }
 
@@ -143,8 +143,9 @@ bool obq_memory_init(ObPci *d, Error **errp)
     if (ram_block_discard_disable(true) < 0) {
         error_setg(
             errp,
-            "memory that comes and goes (virtio-mem) cannot be used together with " TYPE_OB_PCI
-            ": the server would keep it");
+            "memory that comes and goes (virtio-mem) cannot be used together with %s: the server "
+            "would keep it",
+            obq_type_name(d));
         return false;
     }
     d->dma.discard_disabled = true;
