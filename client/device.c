@@ -89,11 +89,13 @@ static int reset_to_running(struct ob_client *client)
 
 int ob_client_reset(struct ob_client *client)
 {
+    struct ob_memo_past past;
     int rc;
 
     if (!ob_memo_enter(client))
         return -EDEADLK;
-    rc = ob_memo_note_reset(client, reset_to_running(client));
+    ob_memo_begin_reset(client, &past);
+    rc = ob_memo_note_reset(client, &past, reset_to_running(client));
     ob_memo_leave(client);
     return rc;
 }

@@ -310,16 +310,45 @@ void ob_memo_forget_locked(struct ob_memo *s)
     s->taken = s->posted;
 }
 
-int ob_memo_note_reset(struct ob_client *c, int rc)
+void ob_memo_begin_reset(struct ob_client *c, struct ob_memo_past *past)
 {
     struct ob_memo *s = c->memo;
-    bool due = rc == -ETIMEDOUT || rc == -ENOTCONN;
 
-    if (!s || !to_note(c, &rc))
-        return rc;
+    if (!s)
+        return;
     ob_client_lock(c);
-    s->reset_due = due;
-    ob_memo_forget_locked(s);
+    past->posted = s->posted;
+    past->config = s->config;
+    memset(s->config.set, 0, sizeof(s->config.set));
+    ob_client_unlock(c);
+}
+
+/* A device that refused keeps what it had, but for what was written meanwhile. */
+static void unforget_locked(struct ob_memo *s, const struct ob_memo_past *past)
+{
+    for (unsigned i = 0; i < OB_MEMO_CONFIG; i++)
+        if (past->config.set[i] && !s->config.set[i]) {
+            s->config.bytes[i] = past->config.bytes[i];
+            s->config.set[i] = true;
+        }
+}
+
+int ob_memo_note_reset(struct ob_client *c, const struct ob_memo_past *past, int rc)
+{
+    struct ob_memo *s = c->memo;
+    bool due = rc == -ETIMEDOUT || rc == -ENOTCONN, noted;
+
+    if (!s)
+        return rc;
+    noted = to_note(c, &rc);
+    ob_client_lock(c);
+    if (!noted) {
+        unforget_locked(s, past);
+    } else {
+        s->reset_due = due;
+        if (due && past->posted > s->taken)
+            s->taken = past->posted;
+    }
     ob_client_unlock(c);
     return rc;
 }

@@ -63,6 +63,12 @@ struct ob_memo_config {
     bool set[OB_MEMO_CONFIG];
 };
 
+/* How it was when a reset began. */
+struct ob_memo_past {
+    uint64_t posted;
+    struct ob_memo_config config;
+};
+
 struct ob_memo {
     char *path;
     struct ob_identity identity; /* constant but for the fds in regions: guarded by setup */
@@ -119,7 +125,10 @@ void ob_memo_leave(struct ob_client *c);
 int ob_memo_note_dma(struct ob_client *c, const struct ob_dma_change *change, int rc);
 int ob_memo_note_irqs(struct ob_client *c, uint32_t index, uint32_t flags, uint32_t start,
                       uint32_t count, const uint8_t *bools, const int *fds, int rc);
-int ob_memo_note_reset(struct ob_client *c, int rc);
+/* Around a reset: what was written before it began says nothing any more when it is done. Other
+ * threads may write meanwhile. */
+void ob_memo_begin_reset(struct ob_client *c, struct ob_memo_past *past);
+int ob_memo_note_reset(struct ob_client *c, const struct ob_memo_past *past, int rc);
 /* A region is about to be written. */
 void ob_memo_note_write(struct ob_client *c, uint32_t region, uint64_t offset, const void *data,
                         uint32_t count);
