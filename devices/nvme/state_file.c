@@ -219,7 +219,7 @@ static int begin(struct nvme_ctrl *c, struct nvme_state_file *file, char *errbuf
 {
     const char *path = c->cfg.state;
     struct nvme_file_head ours;
-    struct stat st;
+    struct stat st = { 0 };
     int rc;
 
     file->fd = open_locked(path, &st, errbuf, size);

@@ -412,7 +412,6 @@ static void connect_client(struct stress *s)
     struct ob_client_options options = OB_CLIENT_OPTIONS_INIT;
     int64_t deadline = test_now_ms() + 20000;
     char why[256];
-    int rc;
 
     options.timeout_ms = 20000;
     options.dma_read = dma_read;
@@ -420,7 +419,7 @@ static void connect_client(struct stress *s)
     options.opaque = s;
     options.reconnect_ms = 20000;
     options.single_socket = s->clients % 2;
-    while ((rc = ob_client_connect(s->path, &options, &s->client, why, sizeof(why))) < 0)
+    while (ob_client_connect(s->path, &options, &s->client, why, sizeof(why)) < 0)
         if (test_now_ms() > deadline)
             test_fail(__FILE__, __LINE__, "connect: %s", why);
     s->generation++;
@@ -469,6 +468,7 @@ static long resident_mb(void)
     FILE *file = fopen("/proc/self/statm", "r");
     long pages = 0;
 
+    /* NOLINTNEXTLINE(cert-err34-c): the kernel writes numbers there */
     CHECK(file && fscanf(file, "%*s %ld", &pages) == 1);
     fclose(file);
     return pages * sysconf(_SC_PAGESIZE) >> 20;
