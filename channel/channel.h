@@ -103,6 +103,8 @@ int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out);
 void ob_channel_unsink(struct ob_channel *ch);
 /* Whether a whole message is at hand that poll() may know nothing of. */
 bool ob_channel_ready(const struct ob_channel *ch);
+/* Whether fds may come with a reply to that command. */
+bool ob_reply_takes_fds(uint16_t cmd);
 /* ob_msg_free(), but its memory is kept for a message to come. Any thread. */
 void ob_channel_recycle(struct ob_channel *ch, struct ob_msg *msg);
 
@@ -157,9 +159,9 @@ int ob_socket_listen_owned(const char *path, unsigned mode, uid_t uid, gid_t gid
 
 /* ---- negotiate.c: the JSON of the VERSION messages ------------------------------------------ */
 
-/* What is assumed of a side that says nothing. */
 /* Opens what the first negotiation would: after it a process may be one that opens nothing. */
 void ob_caps_init(void);
+/* What is assumed of a side that says nothing. */
 void ob_caps_default(struct ob_caps *caps);
 /* What this library can do, before the device or the program adds to it. */
 void ob_caps_offer(struct ob_caps *caps);

@@ -258,11 +258,16 @@ static struct ob_msg *new_message(struct ob_channel *ch)
     return msg;
 }
 
+bool ob_reply_takes_fds(uint16_t cmd)
+{
+    return cmd == OB_CMD_VERSION || cmd == OB_CMD_DEVICE_GET_REGION_INFO ||
+           cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS;
+}
+
 static bool takes_fds(const struct ob_wire_hdr *hdr)
 {
     if ((hdr->flags & OB_HDR_TYPE_MASK) == OB_HDR_REPLY)
-        return hdr->cmd == OB_CMD_VERSION || hdr->cmd == OB_CMD_DEVICE_GET_REGION_INFO ||
-               hdr->cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS;
+        return ob_reply_takes_fds(hdr->cmd);
     return hdr->cmd == OB_CMD_DMA_MAP || hdr->cmd == OB_CMD_DEVICE_SET_IRQS;
 }
 

@@ -101,12 +101,14 @@ struct ob_memo {
     struct ob_memo_write writes[OB_MEMO_POSTED_MAX];
 };
 
-/* ---- memo.c ---------------------------------------------------------------------------- */
+/* ---- memo.c: life -------------------------------------------------------------------------- */
 
 /* Finds out who the device is and prepares to reconnect. On failure errbuf says why. */
 int ob_memo_begin(struct ob_client *c, const char *path, char *errbuf, size_t size);
 /* NULL is allowed. */
 void ob_memo_free(struct ob_memo *s);
+
+/* ---- identity.c --------------------------------------------------------------------------- */
 
 /* Asks who the device behind c is. 0 or a negative number. */
 int ob_identity_ask(struct ob_client *c, struct ob_identity *out);
@@ -114,6 +116,8 @@ void ob_identity_fini(struct ob_identity *id);
 /* NULL: it is the same device; else in words (into buf) what differs. */
 const char *ob_identity_differs(const struct ob_identity *was, const struct ob_identity *is,
                                 char *buf, size_t size);
+
+/* ---- memo.c: what is noted ---------------------------------------------------------------- */
 
 /* Around a call that changes what is set up. False: this thread must not wait (-EDEADLK). */
 bool ob_memo_enter(struct ob_client *c);

@@ -58,12 +58,6 @@ static void take_out_locked(struct ob_client *c, struct ob_request **link)
     c->npending--;
 }
 
-static bool reply_has_fds(uint16_t cmd)
-{
-    return cmd == OB_CMD_VERSION || cmd == OB_CMD_DEVICE_GET_REGION_INFO ||
-           cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS;
-}
-
 /* From now on the main socket is read with fds. */
 static void expect_fds_locked(struct ob_client *c)
 {
@@ -78,7 +72,7 @@ static void expect_fds_locked(struct ob_client *c)
 /* The reply came, or will not come. */
 static void expect_no_fds_locked(struct ob_client *c, uint16_t cmd)
 {
-    if (reply_has_fds(cmd))
+    if (ob_reply_takes_fds(cmd))
         atomic_fetch_sub(&c->fd_replies, 1);
 }
 
@@ -240,7 +234,7 @@ static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cm
     } else {
         req->id = hdr.msg_id = new_id_locked(c);
         ob_client_quiet_locked(c);
-        if (reply_has_fds(cmd))
+        if (ob_reply_takes_fds(cmd))
             expect_fds_locked(c);
         rc = ob_client_send_locked(c, &c->main, &hdr, body);
         if (rc < 0)
