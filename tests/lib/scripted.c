@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -263,4 +264,14 @@ void peer_stop(struct peer *peer)
     if (peer->thread)
         peer_join(peer);
     free(peer->msg);
+}
+
+void peer_take_no_answers(struct peer *peer)
+{
+    struct pollfd pfd = { peer->fd, 0, 0 };
+
+    peer_expect(peer, OB_CMD_REGION_READ);
+    for (int i = 0; i < 100; i++)
+        peer_dma(peer, 1, OB_CMD_DMA_READ, 0, OB_DATA_XFER_MAX, NULL, 0);
+    CHECK_INT(poll(&pfd, 1, 20000), 1);
 }

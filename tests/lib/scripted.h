@@ -85,6 +85,10 @@ void peer_answer(struct peer *peer, const struct peer_access *kept, const void *
 void peer_dma(struct peer *peer, uint16_t id, uint16_t cmd, uint64_t address, uint64_t count,
               const void *data, uint32_t flags);
 
+/* A script: a REGION_READ is answered with DMA_READs of all that can be asked for, until the
+ * client, whose answers nobody reads, hangs up. */
+void peer_take_no_answers(struct peer *peer);
+
 /* The fixed part of the payload of peer->msg, as type. */
 #define PEER_GET(peer, type)                               \
     ({                                                     \

@@ -577,18 +577,6 @@ TEST(slow_flood, "a-flood-that-is-there-at-once-does-not-outlast-the-deadline")
     peer_stop(&peer);
 }
 
-static void take_no_answers(struct peer *peer)
-{
-    struct ob_wire_dma_access access = { 0, OB_DATA_XFER_MAX };
-    struct ob_wire_hdr hdr = { .msg_id = 1, .cmd = OB_CMD_DMA_READ };
-    struct pollfd pfd = { peer->fd, 0, 0 };
-
-    peer_expect(peer, OB_CMD_REGION_READ);
-    for (int i = 0; i < 100; i++)
-        peer_send(peer, &hdr, &access, sizeof(access), NULL, 0);
-    CHECK_INT(poll(&pfd, 1, 20000), 1); /* the client hangs up */
-}
-
 TEST(answers_not_taken, "a-server-that-takes-no-answers-is-cut-off")
 {
     struct ob_client_options opt = with_ram();
@@ -596,7 +584,7 @@ TEST(answers_not_taken, "a-server-that-takes-no-answers-is-cut-off")
     uint8_t value[4];
 
     opt.timeout_ms = 40000;
-    peer_start(&peer, take_no_answers, &opt);
+    peer_start(&peer, peer_take_no_answers, &opt);
     CHECK_INT(ob_client_region_read(peer.client, 0, 0, value, 4), -ENOTCONN);
     CHECK_STR(ob_client_error(peer.client),
               "the server does not take the answers to its DMA requests");

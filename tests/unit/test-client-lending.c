@@ -235,18 +235,6 @@ TEST(not_read, "a-server-that-does-not-read-keeps-nothing-lent")
     peer_stop(&peer);
 }
 
-static void ask_without_end(struct peer *peer)
-{
-    struct ob_wire_dma_access access = { 0, OB_DATA_XFER_MAX };
-    struct ob_wire_hdr hdr = { .msg_id = 1, .cmd = OB_CMD_DMA_READ };
-    struct pollfd pfd = { peer->fd, 0, 0 };
-
-    peer_expect(peer, OB_CMD_REGION_READ);
-    for (int i = 0; i < 100; i++)
-        peer_send(peer, &hdr, &access, sizeof(access), NULL, 0);
-    CHECK_INT(poll(&pfd, 1, 20000), 1); /* the client hangs up */
-}
-
 /* What is answered when the queue is full, too. */
 TEST(queue_full, "lent-memory-comes-back-once-when-no-answers-are-taken")
 {
@@ -255,7 +243,7 @@ TEST(queue_full, "lent-memory-comes-back-once-when-no-answers-are-taken")
     uint8_t value[4];
 
     opt.timeout_ms = 40000;
-    peer_start(&peer, ask_without_end, &opt);
+    peer_start(&peer, peer_take_no_answers, &opt);
     CHECK_INT(ob_client_region_read(peer.client, 0, 0, value, 4), -ENOTCONN);
     CHECK_STR(ob_client_error(peer.client),
               "the server does not take the answers to its DMA requests");
