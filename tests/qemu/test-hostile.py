@@ -186,16 +186,20 @@ def check_lost(m):
     assert m.read_bar() == m.read_config() == m.pci.config_read(0, 4) == ALL_ONES
 
 
+def with_every_behaviour(tmp, message, check, *args):
+    with machine(tmp) as (m, fake):
+        for name in BEHAVIOURS:
+            try:
+                check(m, fake, message, *args, name)
+            except BaseException:
+                print(f"at {message.name}: {name}")
+                raise
+
+
 def plugging_case(message):
     @case(f"any-behaviour-at-{message.name}-leaves-the-machine-as-before-plugging", timeout_s=120)
     def _(tmp):
-        with machine(tmp) as (m, fake):
-            for name in BEHAVIOURS:
-                try:
-                    check_plugging(m, fake, message, name)
-                except BaseException:
-                    print(f"at {message.name}: {name}")
-                    raise
+        with_every_behaviour(tmp, message, check_plugging)
 
 
 for each in PLUGGING:
@@ -258,13 +262,7 @@ def check_running(m, fake, message, act, waits, name):
 def running_case(message, act, waits):
     @case(f"any-behaviour-at-{message.name}-leaves-the-machine-running", timeout_s=120)
     def _(tmp):
-        with machine(tmp) as (m, fake):
-            for name in BEHAVIOURS:
-                try:
-                    check_running(m, fake, message, act, waits, name)
-                except BaseException:
-                    print(f"at {message.name}: {name}")
-                    raise
+        with_every_behaviour(tmp, message, check_running, act, waits)
 
 
 for each in RUNNING:
@@ -293,13 +291,7 @@ def check_returning(m, fake, message, name):
 def returning_case(message):
     @case(f"any-behaviour-at-{message.name}-of-a-server-that-comes-back-leaves-the-machine-running", timeout_s=120)
     def _(tmp):
-        with machine(tmp) as (m, fake):
-            for name in BEHAVIOURS:
-                try:
-                    check_returning(m, fake, message, name)
-                except BaseException:
-                    print(f"at {message.name}: {name}")
-                    raise
+        with_every_behaviour(tmp, message, check_returning)
 
 
 for each in PLUGGING:
