@@ -157,6 +157,17 @@ int ob_socket_listen(const char *path, unsigned mode, int backlog);
 /* The file belongs to that user and group; -1: as it would anyway. -EPERM: we may not do that. */
 int ob_socket_listen_owned(const char *path, unsigned mode, uid_t uid, gid_t gid, int backlog);
 
+/* ---- signal.c: eventfds that the peer has as well ---------------------------------------------
+ */
+
+/* Before the others, in a process that shall make no system call for it later; may be repeated. */
+void ob_signal_init(void);
+/* Adds one to the eventfd's counter, or leaves it full. Never blocks. False: that cannot be done
+ * here. Any thread. */
+bool ob_signal_try(int fd);
+/* The same; where it cannot be done, by a write that a peer who is quick could make block. */
+void ob_signal_eventfd(int fd);
+
 /* ---- negotiate.c: the JSON of the VERSION messages ------------------------------------------ */
 
 /* Opens what the first negotiation would: after it a process may be one that opens nothing. */

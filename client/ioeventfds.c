@@ -104,6 +104,11 @@ int ob_client_region_io_fds(struct ob_client *client, uint32_t index, struct ob_
     return 0;
 }
 
+int ob_region_io_fd_signal(int fd)
+{
+    return ob_signal_try(fd) ? 0 : -EOPNOTSUPP;
+}
+
 void ob_region_io_fds_fini(struct ob_region_io_fds *list)
 {
     for (unsigned i = 0; i < list->nfds; i++)

@@ -4,10 +4,8 @@
  * without KVM we do. Either way the server is not waited for. Areas that are mapped are left alone:
  * what the guest writes there is nobody's business.
  *
- * The eventfd is one open file in both processes: a server may clear O_NONBLOCK and fill the
- * counter. A write(), which is what QEMU would do without KVM, then never returns. AIO can have
- * the kernel signal an eventfd when a request is done, as KVM does, and that never blocks. The
- * request is a poll that is done at once: an eventfd is always readable, writable or full.
+ * QEMU would signal by write(), which a server can make block for good. The client library has a
+ * way that never does; where that is not to be had there are messages.
  *
  * QEMU ends itself when KVM refuses an eventfd. So nothing is taken from the server that KVM would
  * not take (the client library sees to that), and not too much of it: KVM has room for 1000 in a
@@ -17,36 +15,10 @@
 
 #include "qemu/range.h"
 
-#include <linux/aio_abi.h>
-#include <poll.h>
-#include <sys/syscall.h>
-
 #define PER_BAR_MAX 16
 #define TOTAL_MAX   256
 
-#define AIO_ROOM 64
-
-static unsigned total;    /* under the BQL */
-static aio_context_t aio; /* under the BQL; stays until QEMU ends */
-
-static bool signal_event(int fd)
-{
-    struct iocb poll = {
-        .aio_lio_opcode = IOCB_CMD_POLL,
-        .aio_fildes = fd,
-        .aio_buf = POLLIN | POLLOUT,
-        .aio_flags = IOCB_FLAG_RESFD,
-        .aio_resfd = fd,
-    };
-    struct iocb *one = &poll;
-    struct io_event done;
-
-    if (syscall(SYS_io_submit, aio, 1, &one) != 1) {
-        return false;
-    }
-    syscall(SYS_io_getevents, aio, 0, 1, &done, NULL);
-    return true;
-}
+static unsigned total; /* under the BQL */
 
 static bool matches(const struct ob_ioeventfd *match, hwaddr addr, uint64_t data, unsigned size)
 {
@@ -60,7 +32,7 @@ bool obq_ioeventfds_signal(ObBar *bar, hwaddr addr, uint64_t data, unsigned size
         ObIoEvent *event = &bar->events[i];
 
         if (matches(&event->match, addr, data, size)) {
-            return signal_event(event_notifier_get_fd(&event->notifier));
+            return ob_region_io_fd_signal(event_notifier_get_fd(&event->notifier)) == 0;
         }
     }
     return false;
@@ -91,8 +63,6 @@ static void add_event(ObBar *bar, const struct ob_ioeventfd *match, int fd)
         memory_region_add_eventfd(&bar->trapped, match->offset, match->size,
                                   match->flags & OB_IOEVENTFD_DATAMATCH, match->datamatch,
                                   &event->notifier);
-    } else if (!aio) {
-        syscall(SYS_io_setup, AIO_ROOM, &aio); /* without it there are messages */
     }
 }
 

@@ -274,18 +274,11 @@ void ob_regions_fini(struct ob_server *server);
 /* The reply to GET_REGION_IO_FDS; info is the request. */
 void ob_io_describe(struct ob_session *session, struct ob_wire_region_io_fds *info,
                     struct ob_reply *reply);
-/* The client left: its eventfds go. */
 /* The device may change again: handles what was signalled meanwhile. */
 void ob_io_release(struct ob_server *server);
+/* The client left: its eventfds go. */
 void ob_io_detach(struct ob_server *server);
 void ob_io_fini(struct ob_server *server);
-
-/* ---- signal.c ----------------------------------------------------------------------------- */
-
-/* Before anything else; may be called again. */
-void ob_signal_init(void);
-/* Adds one to the eventfd's counter, or leaves it full. Never blocks. In any thread. */
-void ob_signal_eventfd(int fd);
 
 /* ---- irqs.c ------------------------------------------------------------------------------- */
 

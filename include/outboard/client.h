@@ -237,6 +237,10 @@ struct ob_region_io_fds {
  */
 int ob_client_region_io_fds(struct ob_client *client, uint32_t index, struct ob_region_io_fds *out);
 void ob_region_io_fds_fini(struct ob_region_io_fds *list);
+/* Signals one of these eventfds, in place of a message. Never blocks, whatever the server has done
+ * to the eventfd, as a write() would. -EOPNOTSUPP: not in this process; send the message. Since
+ * 0.1. */
+int ob_region_io_fd_signal(int fd);
 int ob_client_irq_info(struct ob_client *client, uint32_t index, struct ob_irq_info *out);
 /* DEVICE_RESET. */
 int ob_client_reset(struct ob_client *client);

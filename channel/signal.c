@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Signalling an eventfd that the client has as well. It is one open file in both processes: the
- * client may fill the counter at any moment and clear O_NONBLOCK, so a write() can block for good,
+ * Signalling an eventfd that the peer has as well. It is one open file in both processes: the
+ * peer may fill the counter at any moment and clear O_NONBLOCK, so a write() can block for good,
  * whatever was looked at before. AIO can have the kernel signal an eventfd when a request is done,
  * and that never blocks. The request is a poll of the same eventfd, which is done at once: it is
  * always readable, writable or full.
  *
- * One AIO context, made with the first server, serves all of the process; `lock` guards it. It
- * stays, since to end one takes the kernel some milliseconds.
+ * One AIO context serves all of the process; `lock` guards it. It stays, since to end one takes the
+ * kernel some milliseconds.
  */
-#include "server/internal.h"
+#include "channel/channel.h"
 
 #include <linux/aio_abi.h>
-#include <poll.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -46,7 +46,7 @@ void ob_signal_init(void)
 }
 
 /* syscalls: io_submit */
-static bool submit(int fd)
+bool ob_signal_try(int fd)
 {
     struct iocb poll = { .aio_lio_opcode = IOCB_CMD_POLL,
                          .aio_fildes = (uint32_t)fd,
@@ -56,6 +56,9 @@ static bool submit(int fd)
     struct iocb *one = &poll;
     bool done;
 
+    ob_signal_init();
+    if (!ring)
+        return false;
     pthread_mutex_lock(&lock);
     done = syscall(SYS_io_submit, (aio_context_t)ring, 1, &one) == 1;
     if (done)
@@ -73,7 +76,7 @@ void ob_signal_eventfd(int fd)
     static const uint64_t one = 1;
     struct pollfd p = { .fd = fd, .events = POLLOUT };
 
-    if (ring && submit(fd))
+    if (ob_signal_try(fd))
         return;
     if (poll(&p, 1, 0) == 1 && (p.revents & POLLOUT))
         (void)!write(fd, &one, sizeof(one));
