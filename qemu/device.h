@@ -196,7 +196,7 @@ int obq_link_control(ObPci *d, int rc, const char *what);
 void obq_link_limit(ObPci *d, bool limited);
 /* Wakes whoever waits for the server, and lets nobody wait from now on. */
 void obq_link_shutdown(ObPci *d);
-/* "outboard-pci ID (NAME): ...", at most one line a few seconds. */
+/* "TYPE ID (NAME): ...", at most one line a few seconds. */
 void obq_link_complain(ObPci *d, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* The device's failure as an Error: what was tried, and why it failed. */
 void obq_link_error(ObPci *d, Error **errp, int rc, const char *what);

@@ -2,16 +2,21 @@
 /*
  * Going on where a process ended that was killed (--state), when its client is back.
  *
- * What that process did last may not be noted. Between two stores a command is
- *   in the queue       and not noted: it is fetched again
- *   noted              whether or not it was executed: it is executed (again). The host has not
- * seen it complete, so it is under way for the host, in any order with the others in the host's
- * completion queue, and not noted as posted: it must not be executed, its pages are the host's
- * again. An entry there with the phase that is next says so posted             its record is free
- * before the queue's tail moves; so an entry with the next phase counts as posted also when no
- * command is found for it An I/O queue is at most one entry ahead of its record, as each is noted
- * before the next. The admin queue is in checkpoints, from which several entries may have been
- * posted.
+ * What that process did last may not be noted. Between two stores a command is one of these:
+ *
+ * - In the queue and not noted: it is fetched again.
+ *
+ * - Noted, whether or not it was executed: it is executed (again). The host has not seen it
+ *   complete, so for the host it is under way, in any order with the others.
+ *
+ * - In the host's completion queue, and not noted as posted: it must not be executed, its pages are
+ *   the host's again. An entry there with the phase that is next says so.
+ *
+ * - Posted: its record is free before the queue's tail moves. So an entry with the next phase
+ *   counts as posted also when no command is found for it.
+ *
+ * An I/O queue is at most one entry ahead of its record, as each is noted before the next. The
+ * admin queue is in checkpoints, from which several entries may have been posted.
  *
  * Nothing new is fetched, and nothing posted, before all this was found out.
  */

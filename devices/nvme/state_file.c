@@ -3,12 +3,17 @@
  * The state file (--state): what a process that was killed leaves to the next one.
  *
  * It is mapped, so each store is there when the process is gone, without a system call; it has all
- * the room it will need from the start, as a full disk would be a SIGBUS later. It has three parts:
- *   checkpoints   everything that changes rarely, in the format of a migration: registers, config
- *                 space, queues, all of the admin queue. Two, of which one counts: a new one is
- * made beside it, before the client, or the host, can learn of what has changed records       of
- * each I/O queue: where it is, and the commands that are under way. They change with each command
- * (state_file.h) doorbells     what the client wrote into them, in place of the page of doorbells.c
+ * the room it will need from the start, as a full disk would be a SIGBUS later. Its parts:
+ *
+ * - Checkpoints: everything that changes rarely, in the format of a migration: registers, config
+ *   space, queues, all of the admin queue. Two, of which one counts: a new one is made beside it,
+ *   before the client, or the host, can learn of what has changed.
+ *
+ * - Records of each I/O queue: where it is, and the commands that are under way. They change with
+ *   each command (state_file.h).
+ *
+ * - Doorbells: what the client wrote into them, in place of the page of doorbells.c.
+ *
  * A record counts when its queue lives in the checkpoint. So a queue is not started anew before
  * there is a checkpoint without it.
  *
