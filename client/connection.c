@@ -219,11 +219,15 @@ int ob_client_new(int fd, const struct ob_client_options *opt, struct ob_client 
 static const char *take_twin(struct ob_client *c, struct ob_msg *msg)
 {
     int fd = ob_msg_claim_fd(msg, (unsigned)c->caps.twin_fd_index);
+    struct ob_channel twin;
 
     if (fd < 0)
         return "it speaks of a second socket, and sends none";
-    if (ob_channel_init(&c->twin.channel, fd, OB_PAYLOAD_MAX) < 0)
+    if (ob_channel_init(&twin, fd, OB_PAYLOAD_MAX) < 0)
         return "its second socket is no stream socket";
+    ob_client_lock(c); /* end_locked() looks for it */
+    ob_channel_move(&c->twin.channel, &twin);
+    ob_client_unlock(c);
     return ob_client_watch(c, &c->twin) < 0 ? "its second socket cannot be watched" : NULL;
 }
 
@@ -319,7 +323,6 @@ int ob_client_negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, 
     return 0;
 }
 
-/* path: where to reconnect, or NULL. */
 /* The embedder gets the client. One that has died meanwhile it does not get, nor hear of. */
 static int hand_over(struct ob_client *c, char *errbuf, size_t size)
 {
@@ -329,6 +332,7 @@ static int hand_over(struct ob_client *c, char *errbuf, size_t size)
     return c->made ? 0 : negotiation_failed(c, -ENOTCONN, errbuf, size);
 }
 
+/* path: where to reconnect, or NULL. */
 static int connect_on(int fd, const char *path, const struct ob_client_options *opt,
                       int64_t deadline_ns, struct ob_client **out, char *errbuf, size_t errbuf_size)
 {

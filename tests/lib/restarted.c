@@ -11,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +32,50 @@ void *__wrap_calloc(size_t count, size_t size)
         return NULL;
     }
     return __real_calloc(count, size);
+}
+
+enum { NOT_HELD = -1, HELD = -2 };
+
+static atomic_int sockets_to_hold = NOT_HELD;
+
+void rig_hold_at_socket(int others)
+{
+    atomic_store_explicit(&sockets_to_hold, others, memory_order_relaxed);
+}
+
+void rig_release(void)
+{
+    atomic_store_explicit(&sockets_to_hold, NOT_HELD, memory_order_relaxed);
+}
+
+/* Until that is so, or is so no more. */
+static void await_held(bool held)
+{
+    int64_t until_ms = test_now_ms() + 10000;
+
+    while ((atomic_load_explicit(&sockets_to_hold, memory_order_relaxed) == HELD) != held) {
+        CHECK(test_now_ms() < until_ms);
+        sched_yield();
+    }
+}
+
+void rig_await_held(void)
+{
+    await_held(true);
+}
+
+int __real_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
+int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
+
+int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
+{
+    if (name == SO_TYPE &&
+        atomic_load_explicit(&sockets_to_hold, memory_order_relaxed) != NOT_HELD &&
+        atomic_fetch_sub_explicit(&sockets_to_hold, 1, memory_order_relaxed) == 0) {
+        atomic_store_explicit(&sockets_to_hold, HELD, memory_order_relaxed);
+        await_held(false);
+    }
+    return __real_getsockopt(fd, level, name, value, len);
 }
 
 static int access_bar(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)
@@ -120,8 +165,10 @@ void rig_start(struct rig *rig)
     CHECK_INT(pipe(ready), 0);
     rig->pid = fork();
     CHECK(rig->pid >= 0);
-    if (rig->pid == 0)
+    if (rig->pid == 0) {
+        rig_release(); /* it is the client that is held */
         serve(rig, ready[1]);
+    }
     close(ready[1]);
     CHECK_INT(read(ready[0], &byte, 1), 1);
     close(ready[0]);

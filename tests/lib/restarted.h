@@ -49,6 +49,14 @@ struct rig {
 
 /* So many attempts to restore DMA mappings find no memory. */
 extern atomic_int rig_failing_maps;
+/*
+ * Holds the thread that makes a channel of the socket which comes after so many others, until
+ * rig_release(). Both do it by relaxed atomics, so that the thread sanitizer learns nothing of the
+ * order of what the threads do.
+ */
+void rig_hold_at_socket(int others);
+void rig_await_held(void);
+void rig_release(void);
 
 struct ob_client_options rig_options(struct rig *rig, int reconnect_ms);
 /* A server, and a client of it. path: where; opt: rig_options(), and what a case makes of them. */

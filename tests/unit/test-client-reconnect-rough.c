@@ -190,3 +190,19 @@ TEST(no_memory, "a-return-for-which-memory-is-short-is-tried-again")
     rig_end(&rig);
     close(fd);
 }
+
+TEST(twin_race, "a-client-is-shut-down-while-its-next-connection-gets-a-second-socket")
+{
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    rig_kill(&rig);
+    rig_check_interrupted(&rig);
+    rig_hold_at_socket(1);
+    rig_start(&rig);
+    rig_await_held();
+    ob_client_shutdown(rig.client, "enough");
+    rig_release();
+    CHECK_STR(ob_client_error(rig.client), "enough");
+    rig_end(&rig);
+}
