@@ -6,9 +6,10 @@ import pathlib
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 
-from host import fio_json_iops
+from host import fio_json_iops, peer_program, spdk
 from sample import Skip, sample
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -139,20 +140,45 @@ def linux(tools):
         yield subjects
 
 
+def peer_vm(tools, guest, path):
+    """A QEMU that has a vfio-user-pci of its own, with a server."""
+    command = shlex.split(os.environ["OUTBOARD_QEMU11"])
+    image_dir = guest.image.build_image("cloud", tools.build)
+    where = '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"%s"},"addr":"0x%x"}' % (path, FIRST_SLOT)
+    accel, _ = guest.accelerator(image_dir)
+    return guest.Vm(image_dir, ["-device", where], accel=accel, command=command, log=tools.tmp / "peer.log")
+
+
 @contextlib.contextmanager
 def boot_peer(tools, guest):
-    """A QEMU that has a vfio-user-pci of its own, with our server."""
-    command = shlex.split(os.environ["OUTBOARD_QEMU11"])
-    with tools.serve("edu") as (path, _):
-        image_dir = guest.image.build_image("cloud", tools.build)
-        where = '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"%s"},"addr":"0x%x"}' % (path, FIRST_SLOT)
-        accel, _ = guest.accelerator(image_dir)
-        with guest.Vm(image_dir, ["-device", where], accel=accel, command=command, log=tools.tmp / "peer.log") as vm:
-            bind_uio(vm)
-            yield vm, FIRST_SLOT
+    """It, with our server."""
+    with tools.serve("edu") as (path, _), peer_vm(tools, guest, path) as vm:
+        bind_uio(vm)
+        yield vm, FIRST_SLOT
 
 
 # ---- NVMe in the guest
+
+def guest_iops(vm, serial, depth, seconds):
+    """Random reads a second of the disk with that serial number."""
+    controller = vm.run(f"cd /sys/class/nvme && grep -l {serial} */serial").split("/")[0]
+    return fio_json_iops(vm.run(f"fio --name=x --filename=/dev/{controller}n1 --rw=randread --bs=4k --ioengine=libaio "
+                                f"--iodepth={depth} --direct=1 --time_based --runtime={seconds} --output-format=json"))
+
+
+def of_memory(vm, serial, spinning, seconds):
+    for depth in (1, 32):
+        yield sample(f"guest/nvme-memory-depth-{depth}", "IOPS", [guest_iops(vm, serial, depth, seconds)],
+                     "spinning ping-pong", [1e9 / spinning["median"]])
+
+
+def take_spdk(tools, guest, target, spinning, seconds):
+    """Its target under the client that it is made for. It takes a core, so it runs only meanwhile."""
+    where = pathlib.Path(tempfile.mkdtemp(dir=tools.tmp))
+    with tools.process(*spdk.target(target, where, 64), cwd=where, socket_path=where / "cntrl"), \
+            peer_vm(tools, guest, where / "cntrl") as vm:
+        yield from of_memory(vm, "SPDK0", spinning, seconds)
+
 
 @contextlib.contextmanager
 def nvme(tools):
@@ -163,21 +189,21 @@ def nvme(tools):
             for _ in range(16 if tools.short else 128):
                 out.write(os.urandom(1 << 20))
     own = ["-drive", f"file={images[1]},if=none,id=d,format=raw,aio=io_uring", "-device", "nvme,drive=d,serial=own"]
+    target = os.environ.get("OUTBOARD_QEMU11") and peer_program("OUTBOARD_SPDK", "bin/nvmf_tgt")
     with tools.serve("nvme", images[0], "--serial=outboard") as (path, _), \
-            boot(tools, guest, own, f"vfio-user-pci,socket={path}") as vm:
-        disks = {serial: vm.run(f"cd /sys/block && grep -l {serial} nvme*/device/serial").split("/")[0]
-                 for serial in ("outboard", "own")}
-
-        def iops(disk, depth):
-            return fio_json_iops(vm.run(f"fio --name=x --filename=/dev/{disks[disk]} --rw=randread --bs=4k "
-                                        f"--ioengine=libaio --iodepth={depth} --direct=1 --time_based "
-                                        f"--runtime={seconds} --output-format=json"))
-
+            tools.serve("nvme", "mem:64M", "--serial=memory") as (memory_path, _), \
+            boot(tools, guest, own, *(f"vfio-user-pci,socket={where}" for where in (path, memory_path))) as vm:
         def take():
             for depth in (1, 32):
-                floor = iops("own", depth)
-                yield sample(f"guest/nvme-depth-{depth}", "IOPS", [iops("outboard", depth)], "QEMU's own nvme", [floor])
-        yield {"outboard": take}
+                floor = guest_iops(vm, "own", depth, seconds)
+                yield sample(f"guest/nvme-depth-{depth}", "IOPS", [guest_iops(vm, "outboard", depth, seconds)],
+                             "QEMU's own nvme", [floor])
+            yield from of_memory(vm, "memory", tools.spinning_floor(), seconds)
+
+        subjects = {"outboard": take}
+        if target:
+            subjects["SPDK, QEMU 11"] = lambda: take_spdk(tools, guest, target, tools.spinning_floor(), seconds)
+        yield subjects
 
 
 # ---- Without an operating system, under KVM

@@ -83,6 +83,9 @@ MEASUREMENTS = [
     Measurement("guest/nvme-depth-1", "IOPS", "QEMU's own nvme", "4 KiB random reads in the guest", at_least(1),
                 higher=True),
     Measurement("guest/nvme-depth-32", "IOPS", "QEMU's own nvme", "the same, 32 at a time", at_least(1), higher=True),
+    Measurement("guest/nvme-memory-depth-1", "IOPS", "spinning ping-pong", "4 KiB random reads of mem: in the guest",
+                higher=True),
+    Measurement("guest/nvme-memory-depth-32", "IOPS", "spinning ping-pong", "the same, 32 at a time", higher=True),
     Measurement("kvm/read", "ns", "spinning ping-pong", "a guest under KVM reads a register"),
     Measurement("kvm/post", "ns", "sendmsg", "a guest under KVM writes a register, posted"),
 ]
