@@ -48,7 +48,26 @@ int ob_client_rewatch(struct ob_client *c, const struct ob_client *n)
     if (rc == 0 && n->twin.channel.fd >= 0)
         rc = watch(c, &c->twin, n->twin.channel.fd);
     unwatch(c, rc == 0 ? c : n);
+    c->unhooked = c->unhooked && rc < 0;
     return rc;
+}
+
+void ob_client_unhook_locked(struct ob_client *c, bool slept)
+{
+    c->polled = slept ? 0 : c->polled + 1;
+    if (c->polled < OB_CLIENT_UNHOOK || c->unhooked || c->armed || c->main.wants_output)
+        return;
+    c->unhooked = epoll_ctl(c->socket_epoll, EPOLL_CTL_DEL, c->main.channel.fd, NULL) == 0;
+}
+
+void ob_client_hook_locked(struct ob_client *c)
+{
+    if (!c->unhooked)
+        return;
+    c->unhooked = false;
+    c->polled = 0;
+    if (watch(c, &c->main, c->main.channel.fd) < 0)
+        ob_client_die_locked(c, "there is no memory to wait for the server");
 }
 
 static void arm_locked(struct ob_client *c, bool armed)
@@ -58,6 +77,8 @@ static void arm_locked(struct ob_client *c, bool armed)
     if (c->armed == armed)
         return;
     c->armed = armed;
+    if (armed)
+        ob_client_hook_locked(c);
     epoll_ctl(c->loop_epoll, EPOLL_CTL_MOD, c->socket_epoll, &event);
 }
 
@@ -114,6 +135,7 @@ void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s)
     if (s->wants_output == wanted)
         return;
     s->wants_output = wanted;
+    ob_client_hook_locked(c);
     epoll_ctl(c->socket_epoll, EPOLL_CTL_MOD, s->channel.fd, &event);
     if (wanted && c->ticking) /* nobody else would look before the timer */
         ob_client_rearm_locked(c);

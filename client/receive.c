@@ -169,6 +169,9 @@ static void receive_locked(struct ob_client *c, int64_t deadline_ns)
 {
     struct epoll_event event = { .events = 0 };
 
+    ob_client_hook_locked(c);
+    if (ob_client_dead(c))
+        return;
     ob_client_unlock(c);
     if (epoll_wait(c->socket_epoll, &event, 1, ms_until(deadline_ns)) == 1 &&
         (event.events & ~(uint32_t)EPOLLOUT))
@@ -280,7 +283,7 @@ static void sleep_locked(struct ob_client *c, struct ob_waiter *w, struct ob_req
 void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
 {
     struct ob_waiter w = { .request = req };
-    bool received = false, yielded = false;
+    bool received = false, slept = false, yielded = false;
     int64_t now_ns;
 
     while (!req->done) {
@@ -298,6 +301,7 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
             ob_client_quiet_locked(c);
             spin_locked(c, req);
         } else {
+            slept = true;
             receive_locked(c, req->deadline_ns);
         }
         if (!req->done && ob_now_ns() >= req->deadline_ns)
@@ -307,6 +311,7 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
     if (w.has_role) {
         ob_spin_learn(&c->spin, now_ns - req->start_ns);
         c->spin_pays = c->spin.score > 0 && c->spin.paused == 0;
+        ob_client_unhook_locked(c, slept);
         release_role_locked(c);
     }
     ob_client_wait_ended_locked(c, now_ns);

@@ -33,6 +33,7 @@
 struct ob_source {
     int fd;
     uint32_t events;
+    bool unhooked;                                /* out of the epoll for a while */
     void (*ready)(void *opaque, uint32_t events); /* NULL: taken out, freed after the step */
     void *opaque;
     struct ob_source *next; /* in server->watches or server->buried */
