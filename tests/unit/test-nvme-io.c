@@ -2,7 +2,9 @@
 /* I/O commands of the NVMe controller: data integrity, PRPs of any shape, errors. */
 #include "nvme_host.h"
 
+#include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -483,4 +485,42 @@ TEST(bounded, "data-that-goes-by-message-takes-so-much-memory-and-no-more")
             CHECK_INT(host_wait(&h, q, &cqe), 0);
     CHECK(memory_kib("VmHWM:") - before_kib < (100 + TEST_KEPT_MIB) * 1024);
     CHECK_INT(host_end(&h), 0);
+}
+
+/* The kernel refuses when it carries out the write, not before. */
+static void limited(const char *aio)
+{
+    struct rlimit was, half;
+    struct nvme_host h = { 0 };
+    uint32_t at;
+
+    host_start(&h, aio, host_image("disk.img", DISK, 0));
+    at = host_pages(&h, 1);
+    CHECK_INT(getrlimit(RLIMIT_FSIZE, &was), 0);
+    half = was;
+    half.rlim_cur = DISK / 2;
+    CHECK(signal(SIGXFSZ, SIG_IGN) != SIG_ERR);
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &half), 0);
+    for (uint64_t block = DISK / 1024 - 8; block < DISK / 1024 + 32; block += 8) {
+        bool refused = block >= DISK / 1024;
+
+        memset(h.ram + at, 0x5a, 4096);
+        CHECK_INT(host_do(&h, 1, host_io(&h, NVME_IO_WRITE, block, 8, at, 512), NULL),
+                  refused ? NVME_CAPACITY_EXCEEDED : 0);
+        CHECK_INT(host_do(&h, 1, host_io(&h, NVME_IO_READ, block, 8, at, 512), NULL), 0);
+        CHECK_INT(h.ram[at], refused ? 0 : 0x5a);
+    }
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &was), 0);
+    CHECK_INT(host_do(&h, 1, host_io(&h, NVME_IO_WRITE, DISK / 1024, 8, at, 512), NULL), 0);
+    CHECK_INT(host_end(&h), 0);
+}
+
+TEST(limited_uring, "a-write-that-fails-in-the-ring-has-a-status-and-the-next-ones-go-on")
+{
+    limited("--aio=uring");
+}
+
+TEST(limited_threads, "a-write-that-fails-in-a-thread-has-a-status-and-the-next-ones-go-on")
+{
+    limited("--aio=threads");
 }
