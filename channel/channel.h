@@ -138,6 +138,9 @@ int ob_channel_send(struct ob_channel *ch, struct ob_wire_hdr *hdr, const struct
 /* Waits for poll() events on the socket. Returns the events that are there (POLLHUP and POLLERR
  * also unasked), or -ETIMEDOUT. */
 int ob_channel_wait(const struct ob_channel *ch, short events, int64_t deadline_ns);
+/* Whether what a call here returned means that the peer is gone. Other errors may pass (ENOBUFS):
+ * the stream is as whole as before. */
+bool ob_channel_is_gone(ssize_t rc);
 /* poll() with a deadline: how many of fds are ready, or -ETIMEDOUT, or another negative errno. */
 int ob_poll_until(struct pollfd *fds, unsigned count, int64_t deadline_ns);
 

@@ -76,8 +76,7 @@ static ssize_t send_some(int fd, struct iovec *iov, size_t niov, const int *fds,
     return n < 0 ? -errno : n;
 }
 
-/* What else a call fails with (ENOBUFS) may pass, and those behind it are as whole as before. */
-static bool is_gone(ssize_t rc)
+bool ob_channel_is_gone(ssize_t rc)
 {
     return rc == -EPIPE || rc == -ECONNRESET;
 }
@@ -197,7 +196,7 @@ static int send_corked(struct ob_channel *ch)
     ch->ncorked = 0;
     if (!ch->out_head)
         n = send_some(ch->fd, m.iov, 1, NULL, 0);
-    if (is_gone(n))
+    if (ob_channel_is_gone(n))
         return (int)n;
     if (n == (ssize_t)m.total || queue_rest(ch, &m, n > 0 ? (size_t)n : 0) == 0)
         return 0;
@@ -297,7 +296,7 @@ static ssize_t send_on(int fd, struct message *m, ssize_t sent)
         for (unsigned i = at + 1; i < m->niov; i++)
             m->rest[i - at] = m->iov[i];
         n = send_some(fd, m->rest, m->niov - at, NULL, 0);
-        if (is_gone(n))
+        if (ob_channel_is_gone(n))
             return n;
         if (n < 0 && (n != -EAGAIN || ob_now_ns() >= until_ns))
             break;

@@ -93,7 +93,7 @@ int ob_client_die(struct ob_client *c, const char *fmt, ...)
 
 int ob_client_send_failed_locked(struct ob_client *c, int rc)
 {
-    if (rc == -EPIPE || rc == -ECONNRESET)
+    if (ob_channel_is_gone(rc))
         return ob_client_die_locked(c, "the server closed the connection");
     return ob_client_die_locked(c, "the connection broke while sending: %s", ob_errno_text(-rc));
 }

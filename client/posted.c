@@ -106,7 +106,7 @@ static int write_now_locked(struct ob_client *c, const struct ob_wire_region_acc
         rc = ob_channel_try(&c->main.channel, &hdr, iov, 2, NULL, 0);
     if (c->main.channel.out_head || c->main.wants_output)
         ob_client_want_output_locked(c, &c->main);
-    return rc == -EPIPE || rc == -ECONNRESET ? ob_client_send_failed_locked(c, rc) : rc;
+    return ob_channel_is_gone(rc) ? ob_client_send_failed_locked(c, rc) : rc;
 }
 
 static int post(struct ob_client *c, struct ob_wire_region_access wire, const void *data,

@@ -78,7 +78,7 @@ void ob_session_doom(struct ob_session *session, const char *fmt, ...)
 
 void ob_session_broken(struct ob_session *session, int rc)
 {
-    if (rc == -ECONNRESET || rc == -EPIPE)
+    if (ob_channel_is_gone(rc))
         ob_session_doom(session, "it closed the connection");
     else if (rc == -EPROTO)
         ob_session_doom(session, "a message shorter than its header");
@@ -239,7 +239,7 @@ void ob_session_twin_broken(struct ob_session *session, int rc)
 {
     ob_source_del(session->server, session->twin_source);
     session->twin_source = NULL;
-    if (rc == -ECONNRESET || rc == -EPIPE)
+    if (ob_channel_is_gone(rc))
         shutdown(session->ch.fd, SHUT_RD);
     else
         ob_session_broken(session, rc);
