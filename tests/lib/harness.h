@@ -33,15 +33,23 @@ const char *test_tmpdir(void);
 /* Milliseconds of a monotonic clock. */
 int64_t test_now_ms(void);
 
+/* Whether the program is built with that sanitizer, by clang or gcc. */
+#ifndef __has_feature
+#define __has_feature(feature) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define TEST_ASAN 1
+#else
+#define TEST_ASAN 0
+#endif
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define TEST_TSAN 1
+#else
+#define TEST_TSAN 0
+#endif
+
 /* MiB that are kept of what was freed: ASan looks for uses of it. */
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define TEST_KEPT_MIB 350
-#endif
-#endif
-#ifndef TEST_KEPT_MIB
-#define TEST_KEPT_MIB 0
-#endif
+#define TEST_KEPT_MIB (TEST_ASAN ? 350 : 0)
 
 #define TEST_TIMEOUT(ident, name_, seconds)                           \
     static void ident(void);                                          \

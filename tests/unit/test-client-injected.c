@@ -102,16 +102,8 @@ int epoll_wait(int fd, struct epoll_event *events, int max, int timeout_ms)
     return (int)syscall(SYS_epoll_pwait, fd, events, max, timeout_ms, NULL, 8);
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define OWN_MALLOC 0
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define OWN_MALLOC 0
-#endif
-#endif
-#ifndef OWN_MALLOC
-#define OWN_MALLOC 1
-#endif
+/* A sanitizer has its own. */
+#define OWN_MALLOC (!TEST_ASAN && !TEST_TSAN)
 
 #if OWN_MALLOC
 void *__libc_malloc(size_t size);

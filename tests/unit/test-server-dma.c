@@ -243,11 +243,8 @@ TEST(growing, "file-that-grows-all-the-time-is-mapped-up-to-the-limit")
     int fd = peer_memfd(PAGE);
     struct peer peer;
 
-#ifdef __has_feature
-#if __has_feature(thread_sanitizer)
-    test_skip("the thread sanitizer's shadow would need more mappings than the kernel allows");
-#endif
-#endif
+    if (TEST_TSAN)
+        test_skip("the thread sanitizer's shadow would need more mappings than the kernel allows");
     peer_attach(&peer, server);
     for (uint64_t i = 0; i <= OB_DMA_FILES_MAX; i++) {
         CHECK_INT(ftruncate(fd, (off_t)((i + 1) * PAGE)), 0);
