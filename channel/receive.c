@@ -17,8 +17,8 @@
  *
  * Invariant: ch->in_got counts the bytes of the message in ch->in that are there, and ch->nextra
  * is 0 unless that message is whole or has no byte yet. Tests: channel-receive/every-split,
- * channel-receive/merged-messages, channel-receive/merged-fds, channel-receive/bulk-fds. Rules:
- * R-FRAME-4 to R-FRAME-7, R-FD-3.
+ * channel-receive/merged-messages, channel-receive-fds/merged-fds, channel-receive-fds/bulk-fds.
+ * Rules: R-FRAME-4 to R-FRAME-7, R-FD-3.
  */
 #include "channel/channel.h"
 

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -297,4 +298,69 @@ TEST(wrong_kinds, "what-is-no-file-of-memory-is-refused")
     close(proc);
     close(zero);
     close(event);
+}
+
+/* ---- Files that shrink -------------------------------------------------------------------------
+ */
+
+TEST(cut_file, "client-that-cuts-the-file-of-its-memory-is-dropped")
+{
+    struct ob_server *server = peer_server_new(NULL, NULL);
+    struct ob_dma_ref ref;
+    struct peer peer;
+    uint8_t byte;
+    int fd;
+
+    for (int how = 0; how < 3; how++) {
+        fd = peer_memfd(4 * PAGE);
+        peer_attach(&peer, server);
+        CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE,
+                           RW | (how == 2 ? OB_DMA_ACCESS_FILE : OB_DMA_ACCESS_MMAP), fd, 0),
+                  0);
+        CHECK_INT(ob_dma_read(server, 0x12000, &byte, 1), 0);
+        CHECK_INT(ob_dma_get(server, 0x12000, 1, RW, &ref), how == 2 ? -EOPNOTSUPP : 0);
+        CHECK_INT(ftruncate(fd, PAGE), 0);
+        if (how == 0) {
+            CHECK_INT(*(volatile uint8_t *)ref.ptr, 0);
+            *(volatile uint8_t *)ref.ptr = 1;
+        } else {
+            CHECK_INT(ob_dma_write(server, 0x12000, &byte, 1), how == 2 ? 0 : -EFAULT);
+        }
+        if (how < 2) {
+            ob_dma_put(server, &ref);
+            CHECK_INT(ob_server_step(server), 0);
+            peer_expect_close(&peer);
+        }
+        peer_close(&peer);
+        close(fd);
+    }
+    ob_server_free(server);
+}
+
+/* The threads race for the client's memory, as they may. */
+__attribute__((no_sanitize("thread"))) static void *touch(void *opaque)
+{
+    for (int i = 0; i < 1000; i++)
+        ((volatile uint8_t *)opaque)[i % 4 * PAGE]++;
+    return NULL;
+}
+
+TEST(cut_under_threads, "threads-that-touch-cut-memory-go-on")
+{
+    struct fixture f;
+    struct ob_dma_ref ref;
+    pthread_t threads[4];
+    int fd = peer_memfd(4 * PAGE);
+
+    start(&f);
+    CHECK_INT(peer_map(&f.peer, 0x10000, 4 * PAGE, RW, fd, 0), 0);
+    CHECK_INT(ob_dma_get(f.server, 0x10000, 4 * PAGE, RW, &ref), 0);
+    CHECK_INT(ftruncate(fd, 0), 0);
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(pthread_create(&threads[i], NULL, touch, ref.ptr), 0);
+    for (int i = 0; i < 4; i++)
+        CHECK_INT(pthread_join(threads[i], NULL), 0);
+    ob_dma_put(f.server, &ref);
+    end(&f);
+    close(fd);
 }

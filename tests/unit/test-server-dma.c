@@ -7,9 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <pthread.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -19,11 +16,8 @@
 
 struct device {
     struct ob_server *server;
-    struct ob_dma_ref ref;
     uint64_t unmap_address, unmap_size;
     unsigned unmaps;
-    bool put_at_once;
-    bool seen_at_leave; /* the mapping was still valid */
 };
 
 static void on_unmap(void *opaque, uint64_t address, uint64_t size)
@@ -35,24 +29,11 @@ static void on_unmap(void *opaque, uint64_t address, uint64_t size)
     device->unmap_address = address;
     device->unmap_size = size;
     CHECK_INT(ob_dma_get(device->server, address, 1, OB_DMA_READ, &ref), -EFAULT);
-    if (device->put_at_once && device->ref.map)
-        ob_dma_put(device->server, &device->ref);
-}
-
-static void on_client(void *opaque, bool attached)
-{
-    struct device *device = opaque;
-    uint8_t byte;
-
-    if (!attached)
-        device->seen_at_leave = ob_dma_read(device->server, 0x10000, &byte, 1) == 0;
 }
 
 static struct ob_server *new_server(struct device *device)
 {
-    static const struct ob_server_ops ops = { .size = sizeof(ops),
-                                              .client = on_client,
-                                              .dma_unmap = on_unmap };
+    static const struct ob_server_ops ops = { .size = sizeof(ops), .dma_unmap = on_unmap };
 
     *device = (struct device){ 0 };
     device->server = peer_server_new(&ops, device);
@@ -243,8 +224,6 @@ TEST(growing, "file-that-grows-all-the-time-is-mapped-up-to-the-limit")
     int fd = peer_memfd(PAGE);
     struct peer peer;
 
-    if (TEST_TSAN)
-        test_skip("the thread sanitizer's shadow would need more mappings than the kernel allows");
     peer_attach(&peer, server);
     for (uint64_t i = 0; i <= OB_DMA_FILES_MAX; i++) {
         CHECK_INT(ftruncate(fd, (off_t)((i + 1) * PAGE)), 0);
@@ -430,195 +409,6 @@ TEST(bytes, "a-client-maps-no-more-bytes-of-files-than-it-may")
     peer_settle(server);
     CHECK_INT(peer_map(&peer, BASE, 3 * PAGE, RW, fd, 0), 0);
     CHECK_INT(peer_map(&peer, 2 * BASE, PAGE, RW, fd, 0), -ENOSPC);
-    peer_close(&peer);
-    close(fd);
-    ob_server_free(server);
-}
-
-/* ---- References --------------------------------------------------------------------------- */
-
-TEST(pinned, "unmap-is-answered-when-the-last-user-let-go")
-{
-    struct ob_wire_dma_unmap unmap = { sizeof(unmap), 0, 0x10000, PAGE };
-    struct device device;
-    struct ob_server *server = new_server(&device);
-    struct ob_dma_ref second;
-    int fd = peer_memfd(PAGE);
-    struct ob_msg *reply;
-    struct peer peer;
-
-    peer_attach(&peer, server);
-    CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
-    CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
-    CHECK_INT(ob_dma_get(server, 0x10008, 8, RW, &second), 0);
-    peer_send(&peer, OB_CMD_DMA_UNMAP, 0, &unmap, sizeof(unmap), NULL, 0);
-    peer_send(&peer, OB_CMD_DEVICE_RESET, 0, NULL, 0, NULL, 0); /* waits its turn */
-    CHECK(peer_silent(&peer));
-    CHECK_INT(device.unmaps, 1);
-    memset(device.ref.ptr, 1, PAGE);
-    ob_dma_put(server, &device.ref);
-    CHECK(peer_silent(&peer));
-    memset(second.ptr, 2, 8);
-    ob_dma_put(server, &second);
-    reply = peer_receive(&peer);
-    CHECK_INT(reply->hdr.cmd, OB_CMD_DMA_UNMAP);
-    CHECK_INT(reply->hdr.flags, OB_HDR_REPLY);
-    CHECK_MEM(reply->payload, &unmap, sizeof(unmap));
-    ob_msg_free(reply);
-    reply = peer_receive(&peer);
-    CHECK_INT(reply->hdr.cmd, OB_CMD_DEVICE_RESET);
-    ob_msg_free(reply);
-    peer_close(&peer);
-    close(fd);
-    ob_server_free(server);
-}
-
-TEST(put_in_callback, "user-that-lets-go-in-the-callback-delays-nothing")
-{
-    struct device device;
-    struct ob_server *server = new_server(&device);
-    int fd = peer_memfd(PAGE);
-    struct peer peer;
-
-    peer_attach(&peer, server);
-    device.put_at_once = true;
-    for (int i = 0; i < 3; i++) {
-        CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
-        CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
-        CHECK_INT(peer_unmap(&peer, i ? 0x10000 : 0, i ? PAGE : 0, i ? 0 : OB_DMA_UNMAP_ALL), 0);
-    }
-    peer_close(&peer);
-    close(fd);
-    ob_server_free(server);
-}
-
-TEST(leaves_pinned, "memory-in-use-outlives-the-client")
-{
-    struct ob_wire_dma_unmap unmap = { sizeof(unmap), 0, 0x20000, PAGE };
-    struct device device;
-    struct ob_server *server = new_server(&device);
-    struct ob_dma_ref waiting;
-    int fd = peer_memfd(2 * PAGE);
-    struct peer peer, next;
-
-    peer_attach(&peer, server);
-    CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
-    CHECK_INT(peer_map(&peer, 0x20000, PAGE, RW, fd, PAGE), 0);
-    CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
-    CHECK_INT(ob_dma_get(server, 0x20000, PAGE, RW, &waiting), 0);
-    peer_send(&peer, OB_CMD_DMA_UNMAP, 0, &unmap, sizeof(unmap), NULL, 0);
-    CHECK(peer_silent(&peer));
-    ob_channel_fini(&peer.ch);
-    peer_attach(&next, server);
-    CHECK(device.seen_at_leave);
-    memset(device.ref.ptr, 5, PAGE);
-    memset(waiting.ptr, 6, PAGE);
-    CHECK_INT(peer_map(&next, 0x10000, PAGE, RW, fd, 0), 0);
-    ob_dma_put(server, &waiting);
-    ob_dma_put(server, &device.ref);
-    CHECK(peer_silent(&next)); /* nobody's answer came to the wrong client */
-    CHECK_INT(peer_unmap(&next, 0x10000, PAGE, 0), 0);
-    peer_close(&next);
-    close(fd);
-    ob_server_free(server);
-}
-
-/* A device whose work is done by somebody else, who reports it by an eventfd. */
-static void on_done(void *opaque, uint32_t events)
-{
-    struct device *device = opaque;
-
-    (void)events;
-    ob_dma_put(device->server, &device->ref);
-    CHECK_INT(ob_server_watch(device->server, (int)device->unmap_size, 0, NULL, NULL), 0);
-}
-
-TEST(put_in_watch, "unmap-is-answered-from-a-completion")
-{
-    struct device device;
-    struct ob_server *server = new_server(&device);
-    int fd = peer_memfd(PAGE), done = eventfd(1, EFD_CLOEXEC);
-    struct ob_wire_dma_unmap unmap = { sizeof(unmap), 0, 0x10000, PAGE };
-    struct ob_msg *reply;
-    struct peer peer;
-
-    peer_attach(&peer, server);
-    CHECK_INT(peer_map(&peer, 0x10000, PAGE, RW, fd, 0), 0);
-    CHECK_INT(ob_dma_get(server, 0x10000, PAGE, RW, &device.ref), 0);
-    peer_send(&peer, OB_CMD_DMA_UNMAP, 0, &unmap, sizeof(unmap), NULL, 0);
-    CHECK(peer_silent(&peer));
-    device.unmap_size = (uint64_t)done;
-    CHECK_INT(ob_server_watch(server, done, EPOLLIN, on_done, &device), 0);
-    reply = peer_receive(&peer);
-    CHECK_INT(reply->hdr.cmd, OB_CMD_DMA_UNMAP);
-    ob_msg_free(reply);
-    peer_close(&peer);
-    close(fd);
-    close(done);
-    ob_server_free(server);
-}
-
-TEST(cut_file, "client-that-cuts-the-file-of-its-memory-is-dropped")
-{
-    struct device device;
-    struct ob_server *server = new_server(&device);
-    struct ob_dma_ref ref;
-    struct peer peer;
-    uint8_t byte;
-    int fd;
-
-    for (int how = 0; how < 3; how++) {
-        fd = peer_memfd(4 * PAGE);
-        peer_attach(&peer, server);
-        CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE,
-                           RW | (how == 2 ? OB_DMA_ACCESS_FILE : OB_DMA_ACCESS_MMAP), fd, 0),
-                  0);
-        CHECK_INT(ob_dma_read(server, 0x12000, &byte, 1), 0);
-        CHECK_INT(ob_dma_get(server, 0x12000, 1, RW, &ref), how == 2 ? -EOPNOTSUPP : 0);
-        CHECK_INT(ftruncate(fd, PAGE), 0);
-        if (how == 0) {
-            CHECK_INT(*(volatile uint8_t *)ref.ptr, 0);
-            *(volatile uint8_t *)ref.ptr = 1;
-        } else {
-            CHECK_INT(ob_dma_write(server, 0x12000, &byte, 1), how == 2 ? 0 : -EFAULT);
-        }
-        if (how < 2) {
-            ob_dma_put(server, &ref);
-            CHECK_INT(ob_server_step(server), 0);
-            peer_expect_close(&peer);
-        }
-        peer_close(&peer);
-        close(fd);
-    }
-    ob_server_free(server);
-}
-
-/* The threads race for the client's memory, as they may. */
-__attribute__((no_sanitize("thread"))) static void *touch(void *opaque)
-{
-    for (int i = 0; i < 1000; i++)
-        ((volatile uint8_t *)opaque)[i % 4 * PAGE]++;
-    return NULL;
-}
-
-TEST(cut_under_threads, "threads-that-touch-cut-memory-go-on")
-{
-    struct device device;
-    struct ob_server *server = new_server(&device);
-    struct ob_dma_ref ref;
-    pthread_t threads[4];
-    struct peer peer;
-    int fd = peer_memfd(4 * PAGE);
-
-    peer_attach(&peer, server);
-    CHECK_INT(peer_map(&peer, 0x10000, 4 * PAGE, RW, fd, 0), 0);
-    CHECK_INT(ob_dma_get(server, 0x10000, 4 * PAGE, RW, &ref), 0);
-    CHECK_INT(ftruncate(fd, 0), 0);
-    for (int i = 0; i < 4; i++)
-        CHECK_INT(pthread_create(&threads[i], NULL, touch, ref.ptr), 0);
-    for (int i = 0; i < 4; i++)
-        CHECK_INT(pthread_join(threads[i], NULL), 0);
-    ob_dma_put(server, &ref);
     peer_close(&peer);
     close(fd);
     ob_server_free(server);
