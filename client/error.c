@@ -30,6 +30,24 @@ int ob_peer_errno(int rc)
     return ob_err_class(rc) == OB_ERR_PEER ? -(rc + ERRNO_END) : 0;
 }
 
+bool ob_err_is_final(int rc)
+{
+    switch (ob_peer_errno(rc)) {
+    case 0: /* no refusal */
+    case EAGAIN:
+    case EBUSY:
+    case EINTR:
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM:
+    case ENOSPC: /* a device may still use what the connection before had mapped */
+        return false;
+    default:
+        return true;
+    }
+}
+
 const char *ob_errno_text(int error)
 {
     const char *text = strerrordesc_np(error);

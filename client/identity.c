@@ -27,12 +27,12 @@ static int ask_regions(struct ob_client *c, struct ob_identity *id)
 
     for (uint32_t i = 0; rc == 0 && i < id->info.num_regions; i++) {
         rc = ob_client_region_info(c, i, &id->regions[i]);
-        if (ob_err_class(rc) == OB_ERR_PEER)
+        if (ob_err_is_final(rc))
             rc = 0;
     }
     for (uint32_t i = 0; rc == 0 && i < id->info.num_irqs; i++) {
         rc = ob_client_irq_info(c, i, &id->irqs[i]);
-        if (ob_err_class(rc) == OB_ERR_PEER)
+        if (ob_err_is_final(rc))
             rc = 0;
     }
     return rc;
@@ -49,7 +49,7 @@ static int ask_config(struct ob_client *c, struct ob_identity *id)
         return 0;
     rc = ob_client_region_read(c, OB_PCI_REGION_CONFIG, 0, id->config,
                                size < OB_MEMO_CONFIG ? (uint32_t)size : OB_MEMO_CONFIG);
-    return ob_err_class(rc) == OB_ERR_PEER ? 0 : rc;
+    return ob_err_is_final(rc) ? 0 : rc;
 }
 
 int ob_identity_ask(struct ob_client *c, struct ob_identity *out)

@@ -298,5 +298,8 @@ bool ob_client_in_callback(const struct ob_client *c);
 int ob_peer_error(uint32_t error_no);
 /* What an errno means; never NULL, static storage. */
 const char *ob_errno_text(int error);
+/* Whether the server refused in a way that another attempt will not change: not as it is short of
+ * something, or busy. */
+bool ob_err_is_final(int rc);
 
 #endif

@@ -101,7 +101,7 @@ static int restore_config_at(const struct ob_memo *s, struct ob_client *n, unsig
     int rc =
         len ? ob_client_region_write(n, OB_PCI_REGION_CONFIG, at, s->restored.bytes + at, len) : 0;
 
-    return ob_err_class(rc) == OB_ERR_PEER ? 0 : rc;
+    return ob_err_is_final(rc) ? 0 : rc;
 }
 
 /* The command register, which lets the device work, comes last. */

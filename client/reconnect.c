@@ -3,9 +3,9 @@
  * Coming back: the thread that looks for the server again. See memo.h for the theory. It exists
  * only while the client is INTERRUPTED (and until the embedder was told that this is over).
  *
- * What passes (nobody listens yet, the server is busy or dies again) is tried again until
- * reconnect_ms are over. What will not pass (another device, fewer abilities, a refusal of what was
- * set up before) ends it at once.
+ * What passes (nobody listens yet, the server is busy, short of memory or descriptors, or dies
+ * again) is tried again until reconnect_ms are over. What will not pass (another device, fewer
+ * abilities, a refusal of what was set up before: ob_err_is_final()) ends it at once.
  */
 #include "client/memo.h"
 
@@ -92,8 +92,6 @@ static const char *lacks(const struct ob_caps *was, const struct ob_caps *is)
         return "it does not take several writes in a message (write_multiple)";
     if (was->mapped_order && !is->mapped_order)
         return "it does not keep writes and stores in order (mapped_order)";
-    if (was->twin_socket != is->twin_socket)
-        return "it makes no second socket (twin_socket)";
     if (was->migration && !is->migration)
         return "it cannot migrate (migration)";
     return NULL;
@@ -151,7 +149,7 @@ static enum outcome recognise(struct ob_client *c, struct ob_client *n, struct o
     if (rc < 0) {
         ob_client_refuse(why, size, rc, "it does not say what device it is: %s",
                          ob_client_dead(n) ? n->why : ob_strerror(rc, text, sizeof(text)));
-        return ob_err_class(rc) == OB_ERR_PEER ? NEVER : AGAIN;
+        return ob_err_is_final(rc) ? NEVER : AGAIN;
     }
     differs = ob_identity_differs(&c->memo->identity, id, text, sizeof(text));
     if (differs) {
@@ -161,6 +159,10 @@ static enum outcome recognise(struct ob_client *c, struct ob_client *n, struct o
     if (lacking) {
         ob_client_refuse(why, size, 0, "it cannot take over: %s", lacking);
         return NEVER;
+    }
+    if (c->caps.twin_socket && !n->caps.twin_socket) { /* it may be short of descriptors for now */
+        ob_client_refuse(why, size, 0, "it cannot take over: it makes no second socket");
+        return AGAIN;
     }
     return BACK;
 }
@@ -293,7 +295,7 @@ static enum outcome set_up(struct ob_client *c, struct ob_client *n, char *why, 
         limit(n, ob_deadline_ns(c->opt.timeout_ms));
         rc = ob_memo_restore(c, n, why, size);
         if (rc < 0)
-            outcome = s->broken || ob_err_class(rc) == OB_ERR_PEER ? NEVER : AGAIN;
+            outcome = s->broken || ob_err_is_final(rc) ? NEVER : AGAIN;
         else
             outcome = adopt(c, n, why, size);
         if (outcome == BACK) {

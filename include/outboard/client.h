@@ -141,7 +141,8 @@ void ob_client_limit(struct ob_client *client, int total_ms);
  * With reconnect_ms a client survives its server: when the connection dies it is INTERRUPTED, and a
  * thread of its own looks for a server on the same path. That one must be the same device: the same
  * regions and interrupts, the same IDs in config space, and no fewer abilities than the first had;
- * anything else is refused, and the client is LOST. Then the client sets up what was set up, DMA
+ * anything else is refused, and the client is LOST. A server that is busy or short of something (an
+ * errno such as ENOMEM or EMFILE) is tried again. Then the client sets up what was set up, DMA
  * mappings, eventfds and masks of interrupts, the registers of config space that hold what a driver
  * wrote (command, BARs, interrupt line, MSI, MSI-X), and is CONNECTED again. What the device knew
  * beyond that is up to the server (for `outboard serve nvme`: --state).

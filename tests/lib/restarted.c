@@ -11,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@
 struct device {
     struct shared *shared;
     struct ob_server *server;
+    struct ob_dma_ref held;
 };
 
 atomic_int rig_failing_maps;
@@ -32,6 +34,21 @@ void *__wrap_calloc(size_t count, size_t size)
         return NULL;
     }
     return __real_calloc(count, size);
+}
+
+/* The server's process, where it is one. */
+static struct shared *serving;
+
+void *__real_realloc(void *old, size_t size);
+void *__wrap_realloc(void *old, size_t size);
+
+void *__wrap_realloc(void *old, size_t size)
+{
+    if (serving && serving->failing_reallocs > 0) {
+        serving->failing_reallocs--;
+        return NULL;
+    }
+    return __real_realloc(old, size);
 }
 
 enum { NOT_HELD = -1, HELD = -2 };
@@ -95,6 +112,8 @@ static int access_bar(void *opaque, uint64_t offset, void *data, uint32_t count,
         uint64_t fetched = 0;
         s->fetch_rc = ob_dma_read(d->server, value, &fetched, sizeof(fetched));
         s->fetched = fetched;
+    } else if (offset == REG_HOLD) {
+        return ob_dma_get(d->server, value, 1, OB_DMA_READ, &d->held);
     } else {
         unsigned n = s->nlog++;
         if (n < LOG_MAX) {
@@ -113,16 +132,37 @@ static int reset_device(void *opaque)
     d->shared->resets++;
     while (d->shared->hang_in_reset)
         pause();
-    return d->shared->refuse_reset ? -EIO : 0;
+    return d->shared->failing_resets > 0 && d->shared->failing_resets-- > 0
+               ? -d->shared->reset_error
+               : 0;
 }
 
-/* Ends in the middle of being set up: at the attach, so many times. */
+/* May end in the middle of being set up: at the attach, so many times. */
 static void client_came(void *opaque, bool attached)
 {
     struct device *d = opaque;
 
-    if (attached && d->shared->die_at_write > 0 && d->shared->die_at_write-- > 0)
+    if (!attached)
+        return;
+    if (d->shared->die_at_write > 0 && d->shared->die_at_write-- > 0)
         _exit(0);
+    if (++d->shared->clients == d->shared->let_go_at)
+        ob_dma_put(d->server, &d->held);
+}
+
+/* So many descriptors can be opened from now on. */
+static void leave_fds(int count)
+{
+    struct rlimit limit;
+    int fds[8];
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    for (int i = 0; i <= count; i++)
+        fds[i] = dup(STDIN_FILENO);
+    limit.rlim_cur = (rlim_t)fds[count];
+    for (int i = 0; i <= count; i++)
+        close(fds[i]);
+    setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 /* The child's life. */
@@ -149,10 +189,15 @@ _Noreturn static void serve(const struct rig *rig, int ready)
         ob_pci_add_bar(d.server, 1, 4096, 0) < 0 || ob_server_set_region(d.server, 0, &bar) < 0 ||
         ob_server_set_region(d.server, 1, &table) < 0 ||
         ob_pci_add_msix(d.server, VECTORS, 1, rig->shared->msix_at, 1, 2048) < 0 ||
-        ob_pci_add_pcie(d.server) < 0 || ob_server_listen(d.server, rig->path, 0) < 0 ||
-        write(ready, "", 1) != 1)
+        ob_pci_add_pcie(d.server) < 0 ||
+        (rig->shared->dma_bytes &&
+         ob_server_set_dma_limits(d.server, OB_DMA_MAPS_MAX, rig->shared->dma_bytes) < 0) ||
+        ob_server_listen(d.server, rig->path, 0) < 0 || write(ready, "", 1) != 1)
         _exit(1);
     close(ready);
+    if (rig->shared->fds_left)
+        leave_fds(rig->shared->fds_left);
+    serving = rig->shared;
     ob_server_run(d.server);
     _exit(0);
 }

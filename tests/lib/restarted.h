@@ -15,13 +15,14 @@
 #define BAR_SIZE  4096u
 #define REG_FIRE  0x10u /* write: triggers that MSI-X vector */
 #define REG_FETCH 0x18u /* write: reads the memory at that address into `fetched` */
+#define REG_HOLD  0x20u /* write: uses the memory at that address from now on */
 #define REG_DATA  0x40u /* from here on: registers, logged */
 #define VECTORS   4u
 #define LOG_MAX   4096u
 
 struct shared {
     /* what the device has seen, over all its lives */
-    atomic_uint nlog, resets;
+    atomic_uint nlog, resets, clients;
     struct {
         uint32_t offset, value;
     } log[LOG_MAX];
@@ -32,9 +33,14 @@ struct shared {
     uint16_t device_id;
     uint32_t bar_size;
     uint32_t msix_at;        /* its table in BAR 1 */
-    atomic_int die_at_write; /* config writes that it survives; < 0: all */
-    bool refuse_reset;
-    atomic_bool hang_in_reset; /* for ever */
+    atomic_int die_at_write; /* clients at whose coming it ends */
+    int reset_error;         /* what it answers to so many resets: */
+    atomic_int failing_resets;
+    atomic_bool hang_in_reset;   /* for ever */
+    atomic_int failing_reallocs; /* so many find no memory */
+    int fds_left;                /* descriptors that it can open; 0: as usual */
+    uint64_t dma_bytes;          /* it lets a client map at most; 0: as usual */
+    atomic_uint let_go_at;       /* the client at whose coming it lets go what REG_HOLD held */
 };
 
 struct rig {

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static bool readable(int fd)
@@ -190,6 +191,144 @@ TEST(no_memory, "a-return-for-which-memory-is-short-is-tried-again")
     rig_end(&rig);
     close(fd);
 }
+
+/* ---- A server that refuses ------------------------------------------------------------------ */
+
+/* So many more attempts have got as far as to be its client: those before them failed. */
+static void await_attempts(const struct rig *rig, unsigned more)
+{
+    int64_t until_ms = test_now_ms() + 10000;
+
+    more += rig->shared->clients;
+    while (rig->shared->clients < more && test_now_ms() < until_ms)
+        sched_yield();
+    CHECK(rig->shared->clients >= more);
+}
+
+TEST(busy, "what-a-server-refuses-for-now-while-it-is-set-up-is-tried-again")
+{
+    static const int errors[] = { EAGAIN, EBUSY, EINTR, EMFILE, ENFILE, ENOMEM, ENOBUFS, ENOSPC };
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    for (int i = 0; i < 8; i++) {
+        rig_kill(&rig);
+        rig_check_interrupted(&rig);
+        CHECK_INT(ob_client_reset(rig.client), 0);
+        rig.shared->reset_error = errors[i];
+        rig.shared->failing_resets = 2;
+        rig_start(&rig);
+        rig_check_back(&rig, i + 1);
+        CHECK_INT(rig.shared->failing_resets, 0);
+    }
+    rig_end(&rig);
+}
+
+TEST(final, "what-a-server-refuses-for-good-while-it-is-set-up-ends-the-looking-at-once")
+{
+    static const int errors[] = { EIO, EINVAL, EPERM, EOPNOTSUPP };
+
+    for (int i = 0; i < 4; i++) {
+        struct rig rig;
+
+        rig_begin(&rig, 20000);
+        rig_kill(&rig);
+        rig_check_interrupted(&rig);
+        CHECK_INT(ob_client_reset(rig.client), 0);
+        rig.shared->reset_error = errors[i];
+        rig.shared->failing_resets = 1;
+        rig_start(&rig);
+        CHECK_INT(ob_client_await(rig.client, 10000), -ENOTCONN);
+        rig_wait_for(&rig.lost, 1);
+        CHECK(strstr(rig.why, "closed the connection; it does not take a reset again: the server "
+                              "answered: "));
+        rig_end(&rig);
+        unlink(rig.path);
+    }
+}
+
+/* At first none is left for a second socket, or for the memory. */
+static void run_short_of_fds(bool single_socket, int fds_left)
+{
+    struct ob_client_options opt;
+    int fd = rig_memory(0x33);
+    struct rlimit usual;
+    char path[128];
+    struct rig rig;
+
+    CHECK_INT(getrlimit(RLIMIT_NOFILE, &usual), 0);
+    opt = rig_options(&rig, 20000);
+    opt.single_socket = single_socket;
+    snprintf(path, sizeof(path), "%s/s", test_tmpdir());
+    rig_begin_with(&rig, path, &opt);
+    CHECK_INT(ob_client_dma_map(rig.client, 0x100000, 4096, OB_DMA_READ, fd, 4096), 0);
+    rig.shared->fds_left = fds_left;
+    rig_restart(&rig);
+    await_attempts(&rig, 2);
+    CHECK_INT(rig.resumed, 0);
+    CHECK_INT(prlimit(rig.pid, RLIMIT_NOFILE, &usual, NULL), 0);
+    rig_check_back(&rig, 1);
+    rig_check_fetch(&rig, 0x100000, 0x33);
+    rig_end(&rig);
+    close(fd);
+}
+
+TEST(few_fds, "a-server-that-is-short-of-descriptors-is-tried-again-until-it-has-them")
+{
+    run_short_of_fds(false, 2);
+    run_short_of_fds(true, 1);
+}
+
+TEST(no_memory_there, "a-server-without-memory-to-say-what-it-is-is-tried-again")
+{
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    rig.shared->failing_reallocs = 2;
+    rig_restart(&rig);
+    rig_check_back(&rig, 1);
+    CHECK_INT(rig.shared->failing_reallocs, 0);
+    rig_end(&rig);
+}
+
+TEST(no_memory_first, "a-server-without-memory-to-say-what-it-is-is-not-taken-for-another-device")
+{
+    struct rig rig;
+
+    rig_begin_server(&rig);
+    rig.shared->failing_reallocs = 1;
+    CHECK_INT(ob_peer_errno(rig_connect_client(&rig, 20000)), ENOMEM);
+    CHECK_STR(rig.connect_error, "the server does not say what device it is: the server answered: "
+                                 "Cannot allocate memory");
+    CHECK_INT(rig_connect_client(&rig, 20000), 0);
+    rig_restart(&rig);
+    rig_check_back(&rig, 1);
+    rig_end(&rig);
+}
+
+/* As when a connection is given up while the device does I/O. */
+TEST(held, "memory-that-the-device-uses-from-before-may-be-more-than-it-takes-until-it-is-let-go")
+{
+    int fd = rig_memory(0x44);
+    struct rig rig;
+
+    rig_begin_server(&rig);
+    rig_kill(&rig);
+    rig.shared->dma_bytes = 4096;
+    rig_start(&rig);
+    CHECK_INT(rig_connect_client(&rig, 20000), 0);
+    CHECK_INT(ob_client_dma_map(rig.client, 0x100000, 4096, OB_DMA_READ, fd, 4096), 0);
+    CHECK_INT(rig_put(&rig, REG_HOLD, 0x100000), 0);
+    rig.shared->let_go_at = rig.shared->clients + 3;
+    ob_client_disconnect(rig.client, "it takes too long");
+    rig_check_back(&rig, 1);
+    CHECK(rig.shared->clients >= rig.shared->let_go_at);
+    rig_check_fetch(&rig, 0x100000, 0x44);
+    rig_end(&rig);
+    close(fd);
+}
+
+/* ---- Two threads ---------------------------------------------------------------------------- */
 
 TEST(twin_race, "a-client-is-shut-down-while-its-next-connection-gets-a-second-socket")
 {
