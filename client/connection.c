@@ -20,6 +20,8 @@ void ob_client_lock(struct ob_client *c)
     pthread_mutex_lock(&c->lock);
 }
 
+/* What is called, if anything, is decided with the lock held: ob_client_shutdown() prevents it, or
+ * comes too late. */
 void ob_client_unlock(struct ob_client *c)
 {
     bool lost_due = c->lost_due, again = c->state == OB_CLIENT_INTERRUPTED;
@@ -106,6 +108,8 @@ void ob_client_shutdown(struct ob_client *c, const char *why)
         snprintf(c->why, sizeof(c->why), "%s", why);
         end_locked(c, OB_CLIENT_LOST);
         c->lost_due = false;
+        if (c->memo)
+            c->memo->again = false;
         if (c->memo && c->memo->attempt)
             ob_client_shutdown(c->memo->attempt, why);
     }

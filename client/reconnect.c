@@ -370,6 +370,7 @@ static void come_back(struct ob_client *c)
     char why[OB_CLIENT_WHY_MAX + 64] = "", last[OB_CLIENT_WHY_MAX] = "";
     enum outcome outcome = AGAIN;
     const char *hopeless;
+    bool shut_down;
 
     ob_client_lock(c);
     if (ob_now_ns() - c->memo->resumed_ns > STABLE_NS)
@@ -381,9 +382,10 @@ static void come_back(struct ob_client *c)
         outcome = attempt(c, deadline_ns, last, sizeof(last));
         ob_client_lock(c);
     }
+    shut_down = c->state == OB_CLIENT_LOST;
     ob_client_unlock(c);
     if (outcome == BACK) {
-        if (c->opt.resumed)
+        if (c->opt.resumed && !shut_down)
             c->opt.resumed(c->opt.opaque);
         return;
     }

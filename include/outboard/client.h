@@ -45,7 +45,9 @@ struct ob_client_options {
      * held from whichever thread receives. Other callers' replies wait until it returns: it must
      * not take a lock that a thread may hold while it calls in here, and a call that would wait
      * for a reply on the same connection returns -EDEADLK. Return 0 or a negative errno, which the
-     * server gets. NULL: every such request is refused.
+     * server gets. NULL: every such request is refused. While a device is set up again (see
+     * "Reconnecting") they may be called for its next connection, from a thread of the client's
+     * own, beside a call for the old one in another thread: they must bear several threads then.
      */
     int (*dma_read)(void *opaque, uint64_t address, void *data, uint32_t count);
     int (*dma_write)(void *opaque, uint64_t address, const void *data, uint32_t count);
@@ -106,7 +108,9 @@ int ob_client_connect_fd(int fd, const struct ob_client_options *opt, struct ob_
 void ob_client_free(struct ob_client *client);
 /*
  * Ends the connection from any thread: waiters return -ENOTCONN at once, later calls too. why is
- * copied. The lost callback is not called: the caller knows. The client must still be freed.
+ * copied. The lost callback is not called: the caller knows. No call of interrupted, resumed or
+ * lost begins after it has returned; one that another thread is in may still run, and so may the
+ * callbacks for DMA requests that had come before. The client must still be freed.
  */
 void ob_client_shutdown(struct ob_client *client, const char *why);
 

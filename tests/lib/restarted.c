@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <linux/pci_regs.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -53,16 +54,24 @@ void *__wrap_realloc(void *old, size_t size)
 
 enum { NOT_HELD = -1, HELD = -2 };
 
-static atomic_int sockets_to_hold = NOT_HELD;
+static atomic_int calls_to_hold = NOT_HELD;
+static atomic_bool hold_free; /* the calls are those that free a client */
 
 void rig_hold_at_socket(int others)
 {
-    atomic_store_explicit(&sockets_to_hold, others, memory_order_relaxed);
+    atomic_store_explicit(&hold_free, false, memory_order_relaxed);
+    atomic_store_explicit(&calls_to_hold, others, memory_order_relaxed);
+}
+
+void rig_hold_at_free(void)
+{
+    atomic_store_explicit(&hold_free, true, memory_order_relaxed);
+    atomic_store_explicit(&calls_to_hold, 0, memory_order_relaxed);
 }
 
 void rig_release(void)
 {
-    atomic_store_explicit(&sockets_to_hold, NOT_HELD, memory_order_relaxed);
+    atomic_store_explicit(&calls_to_hold, NOT_HELD, memory_order_relaxed);
 }
 
 /* Until that is so, or is so no more. */
@@ -70,7 +79,7 @@ static void await_held(bool held)
 {
     int64_t until_ms = test_now_ms() + 10000;
 
-    while ((atomic_load_explicit(&sockets_to_hold, memory_order_relaxed) == HELD) != held) {
+    while ((atomic_load_explicit(&calls_to_hold, memory_order_relaxed) == HELD) != held) {
         CHECK(test_now_ms() < until_ms);
         sched_yield();
     }
@@ -81,18 +90,33 @@ void rig_await_held(void)
     await_held(true);
 }
 
+static void hold(bool at_free)
+{
+    if (atomic_load_explicit(&hold_free, memory_order_relaxed) == at_free &&
+        atomic_load_explicit(&calls_to_hold, memory_order_relaxed) != NOT_HELD &&
+        atomic_fetch_sub_explicit(&calls_to_hold, 1, memory_order_relaxed) == 0) {
+        atomic_store_explicit(&calls_to_hold, HELD, memory_order_relaxed);
+        await_held(false);
+    }
+}
+
 int __real_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
 int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *len);
 
 int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 {
-    if (name == SO_TYPE &&
-        atomic_load_explicit(&sockets_to_hold, memory_order_relaxed) != NOT_HELD &&
-        atomic_fetch_sub_explicit(&sockets_to_hold, 1, memory_order_relaxed) == 0) {
-        atomic_store_explicit(&sockets_to_hold, HELD, memory_order_relaxed);
-        await_held(false);
-    }
+    if (name == SO_TYPE)
+        hold(false);
     return __real_getsockopt(fd, level, name, value, len);
+}
+
+int __real_pthread_condattr_destroy(pthread_condattr_t *attr);
+int __wrap_pthread_condattr_destroy(pthread_condattr_t *attr);
+
+int __wrap_pthread_condattr_destroy(pthread_condattr_t *attr)
+{
+    hold(true);
+    return __real_pthread_condattr_destroy(attr);
 }
 
 static int access_bar(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)

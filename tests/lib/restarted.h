@@ -61,6 +61,8 @@ extern atomic_int rig_failing_maps;
  * order of what the threads do.
  */
 void rig_hold_at_socket(int others);
+/* The same for the thread that frees a client next: an attempt, when it is over. */
+void rig_hold_at_free(void);
 void rig_await_held(void);
 void rig_release(void);
 

@@ -345,3 +345,57 @@ TEST(twin_race, "a-client-is-shut-down-while-its-next-connection-gets-a-second-s
     CHECK_STR(ob_client_error(rig.client), "enough");
     rig_end(&rig);
 }
+
+/* The device is back, and the client's thread has not yet said so. */
+TEST(quiet_resumed, "after-a-client-was-shut-down-it-does-not-say-that-its-server-is-back")
+{
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    rig_kill(&rig);
+    rig_check_interrupted(&rig);
+    rig_hold_at_free();
+    rig_start(&rig);
+    rig_await_held();
+    CHECK_INT(ob_client_state(rig.client), OB_CLIENT_CONNECTED);
+    ob_client_shutdown(rig.client, "enough");
+    rig_release();
+    rig_end(&rig);
+    CHECK_INT(rig.resumed, 0);
+    CHECK_INT(rig.lost, 0);
+}
+
+static atomic_bool let_resume;
+
+/* Takes its time. */
+static void resume_slowly(void *opaque)
+{
+    int64_t until_ms = test_now_ms() + 10000;
+
+    ((struct rig *)opaque)->resumed++;
+    while (!let_resume && test_now_ms() < until_ms)
+        sched_yield();
+}
+
+/* The connection died again while the client's thread was saying that the server is back. */
+TEST(quiet_interrupted, "after-a-client-was-shut-down-it-does-not-say-that-its-server-is-gone")
+{
+    struct ob_client_options opt;
+    char path[128];
+    struct rig rig;
+
+    opt = rig_options(&rig, 20000);
+    opt.resumed = resume_slowly;
+    snprintf(path, sizeof(path), "%s/s", test_tmpdir());
+    rig_begin_with(&rig, path, &opt);
+    rig_restart(&rig);
+    rig_wait_for(&rig.resumed, 1);
+    rig_kill(&rig);
+    rig.pid = -1;
+    rig_check_interrupted(&rig);
+    ob_client_shutdown(rig.client, "enough");
+    let_resume = true;
+    rig_end(&rig);
+    CHECK_INT(rig.interrupted, 1);
+    CHECK_INT(rig.lost, 0);
+}
