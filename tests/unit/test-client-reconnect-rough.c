@@ -38,24 +38,21 @@ TEST(forked, "a-process-that-was-forked-meanwhile-does-not-keep-the-loop-busy")
     rig_end(&rig);
 }
 
-/* Requests time out soon. */
-static void begin_quick(struct rig *rig)
+/* A reset that the server does not answer in time, as it is stopped. */
+static void reset_stopped(struct rig *rig)
 {
-    struct ob_client_options opt = rig_options(rig, 20000);
-    char path[sizeof(rig->path)];
-
-    opt.timeout_ms = 500;
-    snprintf(path, sizeof(path), "%s/s", test_tmpdir());
-    rig_begin_with(rig, path, &opt);
+    kill(rig->pid, SIGSTOP);
+    ob_client_limit(rig->client, 200);
+    CHECK_INT(ob_client_reset(rig->client), -ETIMEDOUT);
+    ob_client_limit(rig->client, 0);
 }
 
 TEST(reset_timeout, "a-reset-that-was-not-answered-is-repeated-after-the-return")
 {
     struct rig rig;
 
-    begin_quick(&rig);
-    kill(rig.pid, SIGSTOP);
-    CHECK_INT(ob_client_reset(rig.client), -ETIMEDOUT);
+    rig_begin(&rig, 20000);
+    reset_stopped(&rig);
     ob_client_disconnect(rig.client, "it does not answer");
     rig_restart(&rig);
     CHECK_INT(ob_client_await(rig.client, 10000), 0);
@@ -67,9 +64,8 @@ TEST(reset_late, "a-reset-that-was-answered-late-is-not-repeated")
 {
     struct rig rig;
 
-    begin_quick(&rig);
-    kill(rig.pid, SIGSTOP);
-    CHECK_INT(ob_client_reset(rig.client), -ETIMEDOUT);
+    rig_begin(&rig, 20000);
+    reset_stopped(&rig);
     kill(rig.pid, SIGCONT);
     rig_get(&rig, REG_DATA);
     CHECK_INT(rig.shared->resets, 1);
