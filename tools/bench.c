@@ -105,9 +105,8 @@ static int take_option(int c, struct bench_arguments *args, char **argv)
         args->help = true;
         return 0;
     case ':':
-        return fail_usage("bench", "%s needs a value", argv[optind - 1]);
     case '?':
-        return fail_usage("bench", "there is no option %s", argv[optind - 1]);
+        return fail_option("bench", c, argv);
     default:
         return take_number(&numbers[c - OPT_NUMBER], &args->opt);
     }
@@ -132,17 +131,11 @@ static int parse(int argc, char **argv, struct bench_arguments *args)
         if (status || args->help)
             return status;
     }
-    if (args->list && optind == argc)
-        return 0;
-    if (optind == argc)
-        return fail_usage("bench", "which SOCKET?");
-    if (args->list || argc - optind > 1)
-        return fail_usage("bench", "%s only, not also '%s'", args->list ? "--list" : "one SOCKET",
-                          argv[args->list ? optind : optind + 1]);
+    if (args->list)
+        return optind == argc ? 0 : fail_usage("bench", "--list only, not also '%s'", argv[optind]);
     if (args->opt.region < 0 && (args->opt.offset >= 0 || args->opt.count > 0))
         return fail_usage("bench", "--offset and --count are for --region");
-    args->opt.path = argv[optind];
-    return 0;
+    return take_socket("bench", argc, argv, &args->opt.path);
 }
 
 /* ---- A connection -------------------------------------------------------------------------- */

@@ -104,10 +104,8 @@ static int take_option(int c, struct check_arguments *args, char **argv)
     case 'h':
         args->help = true;
         return 0;
-    case ':':
-        return fail_usage("check", "%s needs a value", argv[optind - 1]);
     default:
-        return fail_usage("check", "there is no option %s", argv[optind - 1]);
+        return fail_option("check", c, argv);
     }
 }
 
@@ -130,15 +128,9 @@ static int parse(int argc, char **argv, struct check_arguments *args)
     }
     if (args->opt.run && !args->client)
         return fail_usage("check", "--run is for --client");
-    if (args->list && optind == argc)
-        return 0;
-    if (optind == argc)
-        return fail_usage("check", "which SOCKET?");
-    if (args->list || argc - optind > 1)
-        return fail_usage("check", "%s only, not also '%s'", args->list ? "--list" : "one SOCKET",
-                          argv[args->list ? optind : optind + 1]);
-    args->opt.path = argv[optind];
-    return 0;
+    if (args->list)
+        return optind == argc ? 0 : fail_usage("check", "--list only, not also '%s'", argv[optind]);
+    return take_socket("check", argc, argv, &args->opt.path);
 }
 
 /* ---- Running ------------------------------------------------------------------------------- */

@@ -136,17 +136,6 @@ static int inspect(const char *path, int timeout_ms, struct info_report *report)
     return rc < 0 ? fail("info", "%s", why) : 0;
 }
 
-static bool parse_timeout(const char *text, int *out)
-{
-    char *end;
-    long value = strtol(text, &end, 10);
-
-    if (*text < '0' || *text > '9' || *end || value < 1 || value > INT_MAX)
-        return false;
-    *out = (int)value;
-    return true;
-}
-
 int cmd_info(int argc, char **argv)
 {
     static const struct option options[] = {
@@ -156,8 +145,10 @@ int cmd_info(int argc, char **argv)
         { NULL, 0, NULL, 0 },
     };
     struct info_report *report;
+    long long timeout_ms = 0;
     bool json = false;
-    int c, status, timeout_ms = 0;
+    const char *path;
+    int c, status;
 
     opterr = 0;
     while ((c = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
@@ -166,26 +157,23 @@ int cmd_info(int argc, char **argv)
             json = true;
             break;
         case 't':
-            if (!parse_timeout(optarg, &timeout_ms))
+            if (!parse_number(optarg, 0, 1, INT_MAX, &timeout_ms))
                 return fail_usage("info", "--timeout takes milliseconds, not '%s'", optarg);
             break;
         case 'h':
             print_help();
             return 0;
-        case ':':
-            return fail_usage("info", "%s needs a value", argv[optind - 1]);
         default:
-            return fail_usage("info", "there is no option %s", argv[optind - 1]);
+            return fail_option("info", c, argv);
         }
     }
-    if (optind == argc)
-        return fail_usage("info", "which SOCKET?");
-    if (argc - optind > 1)
-        return fail_usage("info", "one SOCKET only, not also '%s'", argv[optind + 1]);
+    status = take_socket("info", argc, argv, &path);
+    if (status)
+        return status;
     report = calloc(1, sizeof(*report));
     if (!report)
         return fail("info", "out of memory");
-    status = inspect(argv[optind], timeout_ms, report);
+    status = inspect(path, (int)timeout_ms, report);
     if (status == 0 && !json)
         info_print_text(report, stdout);
     else if (status == 0 && info_print_json(report, stdout) < 0)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How commands take numbers, and tell what is wrong. */
+/* How commands take numbers and operands, and tell what is wrong. */
 #include "tools.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +31,22 @@ int fail_usage(const char *command, const char *fmt, ...)
     va_end(ap);
     fprintf(stderr, " (see outboard %s --help)\n", command);
     return 2;
+}
+
+int fail_option(const char *command, int c, char **argv)
+{
+    return fail_usage(command, c == ':' ? "%s needs a value" : "there is no option %s",
+                      argv[optind - 1]);
+}
+
+int take_socket(const char *command, int argc, char **argv, const char **path)
+{
+    if (optind == argc)
+        return fail_usage(command, "which SOCKET?");
+    if (argc - optind > 1)
+        return fail_usage(command, "one SOCKET only, not also '%s'", argv[optind + 1]);
+    *path = argv[optind];
+    return 0;
 }
 
 #define WORD_MAX 32

@@ -35,6 +35,11 @@ int cmd_qemu(int argc, char **argv);
 int fail(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int fail_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* The same for what getopt_long() returned: ':', or '?'. */
+int fail_option(const char *command, int c, char **argv);
+/* The one operand that is left is *path; or the exit status for another number of them. */
+int take_socket(const char *command, int argc, char **argv, const char **path);
+
 /* A number from min to max, in that base (0: decimal, or hexadecimal after 0x). */
 bool parse_number(const char *text, int base, long long min, long long max, long long *out);
 
