@@ -211,6 +211,20 @@ void ob_spin_end(void)
         atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
 }
 
+/* Goes to another CPU, if it may and has not for so long; else polls no more for a while. */
+static void give_way(struct ob_spin *spin, int64_t now_ns, int64_t move_every_ns)
+{
+    spin->shared = 0;
+    if ((spin->may & OB_SPIN_MOVES) && now_ns - spin->moved_ns >= move_every_ns && move(-1)) {
+        spin->moved_ns = now_ns;
+        return;
+    }
+    spin->pause = spin->pause < PAUSE_WAITS ? PAUSE_WAITS : 2 * spin->pause;
+    if (spin->pause > PAUSE_MAX)
+        spin->pause = PAUSE_MAX;
+    spin->paused = spin->pause;
+}
+
 static void find_shared(struct ob_spin *spin, int64_t now_ns)
 {
     bool can_move = (spin->may & OB_SPIN_MOVES) != 0;
@@ -219,29 +233,9 @@ static void find_shared(struct ob_spin *spin, int64_t now_ns)
     if (spin->shared++ == 0)
         spin->shared_ns = now_ns;
     /* What others do for a moment is no reason; and a peer that can move comes first. */
-    if (spin->shared < enough || now_ns - spin->shared_ns < (can_move ? MOVE_NS : STAY_NS) ||
-        now_ns - spin->moved_ns < MOVE_EVERY_NS)
-        return;
-    spin->shared = 0;
-    spin->moved_ns = now_ns;
-    if (!can_move || !move(-1))
-        spin->paused = PAUSE_WAITS;
-}
-
-/* The CPU was given to one that computes, and kept it for its whole time slice: a hundred times
- * what polling can save. Where another CPU is as busy, only sleeping helps: who sleeps is preferred
- * when it wakes. */
-static void found_hog(struct ob_spin *spin, int64_t now_ns)
-{
-    spin->shared = 0;
-    if ((spin->may & OB_SPIN_MOVES) && now_ns - spin->moved_ns >= HOG_MOVE_NS && move(-1)) {
-        spin->moved_ns = now_ns;
-        return;
-    }
-    spin->pause = spin->pause < PAUSE_WAITS ? PAUSE_WAITS : 2 * spin->pause;
-    if (spin->pause > PAUSE_MAX)
-        spin->pause = PAUSE_MAX;
-    spin->paused = spin->pause;
+    if (spin->shared >= enough && now_ns - spin->shared_ns >= (can_move ? MOVE_NS : STAY_NS) &&
+        now_ns - spin->moved_ns >= MOVE_EVERY_NS)
+        give_way(spin, now_ns, MOVE_EVERY_NS);
 }
 
 /* syscalls: sched_yield */
@@ -255,7 +249,10 @@ void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield)
     sched_yield();
     after_ns = ob_now_ns();
     if (after_ns - before_ns > HOG_NS) {
-        found_hog(spin, after_ns);
+        /* The CPU was given to one that computes, and kept it for its whole time slice: a hundred
+         * times what polling can save. Where another CPU is as busy, only sleeping helps: who
+         * sleeps is preferred when it wakes. */
+        give_way(spin, after_ns, HOG_MOVE_NS);
         return;
     }
     spin->pause -= spin->pause / 64;
