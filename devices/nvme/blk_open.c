@@ -2,7 +2,9 @@
 /*
  * IMAGE on the command line becomes a struct blk: opened, measured, locked.
  *
- * The lock is one of the open file description. A server that writes has the whole file for itself.
+ * The lock is one of the open file description, and so lasts as long as what the kernel has not
+ * done of it yet, also when the process is gone. A server that writes has the whole file for
+ * itself; where it has two descriptions (--cache none), each has a part that nobody can do without.
  * Readers share it: with each other, and with a QEMU that only reads, so they take part in QEMU's
  * own scheme, in which byte 100 + N of the file is locked by who has permission N, and 200 + N by
  * who lets nobody else have it. A block device is also opened with O_EXCL, which refuses one that
@@ -88,6 +90,16 @@ static int lock_range(int fd, short type, off_t start, off_t len)
     return fcntl(fd, F_OFD_SETLK, &lock) == 0 ? 0 : -errno;
 }
 
+/* Neither a QEMU that reads nor a server gets along without a byte from each part. */
+static int lock_alone(const struct blk *blk)
+{
+    int rc = lock_range(blk->fd, F_WRLCK, 0, blk->direct_fd < 0 ? 0 : ALONE + PERM_READ);
+
+    return rc == 0 && blk->direct_fd >= 0
+               ? lock_range(blk->direct_fd, F_WRLCK, ALONE + PERM_READ, 0)
+               : rc;
+}
+
 /* -EAGAIN when anybody else has this byte. */
 /* syscalls: fcntl(1=F_OFD_GETLK) */
 static int check_free(int fd, off_t byte)
@@ -142,7 +154,7 @@ int blk_lock(struct blk *blk, char *errbuf, size_t errbuf_size)
 
     if (blk->fd < 0)
         return 0;
-    rc = blk->read_only ? lock_shared(blk->fd) : lock_range(blk->fd, F_WRLCK, 0, 0);
+    rc = blk->read_only ? lock_shared(blk->fd) : lock_alone(blk);
     if (rc == 0) {
         claiming = true;
         rc = claim_device(blk);
@@ -167,6 +179,8 @@ void blk_unlock(struct blk *blk)
         close(blk->claim_fd);
     blk->claim_fd = -1;
     lock_range(blk->fd, F_UNLCK, 0, 0);
+    if (blk->direct_fd >= 0)
+        lock_range(blk->direct_fd, F_UNLCK, 0, 0);
 }
 
 void blk_close(struct blk *blk)

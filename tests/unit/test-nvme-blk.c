@@ -6,19 +6,27 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <signal.h>
 #include <stdio.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define DISK 65536u
 
-static struct blk *open_blk(enum blk_aio aio)
+static struct blk *open_image(const char *image, bool direct, enum blk_aio aio)
 {
     struct blk *blk;
     char why[5000];
 
-    if (blk_open(host_image("disk.img", DISK, 0), false, false, aio, &blk, why, sizeof(why)) < 0)
+    if (blk_open(image, false, direct, aio, &blk, why, sizeof(why)) < 0)
         test_fail(__FILE__, __LINE__, "%s", why);
     return blk;
+}
+
+static struct blk *open_blk(enum blk_aio aio)
+{
+    return open_image(host_image("disk.img", DISK, 0), false, aio);
 }
 
 /* ---- The ring ------------------------------------------------------------------------------ */
@@ -136,4 +144,69 @@ TEST(threads, "threads-start-when-told-and-io-works-before")
     write_some(blk, "after!");
     blk_close(blk);
     CHECK_INT(threads_of_process(), 1);
+}
+
+/* ---- The lock ------------------------------------------------------------------------------ */
+
+/* A process that has the lock, until it is killed; and one of its two files of the image. */
+static pid_t fork_owner(const char *image, bool direct, int *file)
+{
+    int fds[2], theirs, pidfd;
+    pid_t pid;
+
+    CHECK_INT(pipe2(fds, O_CLOEXEC), 0);
+    pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        char why[5000];
+        struct blk *blk = open_image(image, true, BLK_AIO_URING);
+        int rc = blk_lock(blk, why, sizeof(why));
+
+        theirs = direct ? blk->direct_fd : blk->fd;
+        if (rc == 0 && write(fds[1], &theirs, sizeof(theirs)) == sizeof(theirs))
+            for (;;)
+                pause();
+        _exit(1);
+    }
+    close(fds[1]);
+    CHECK_INT(read(fds[0], &theirs, sizeof(theirs)), sizeof(theirs));
+    close(fds[0]);
+    pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    *file = (int)syscall(SYS_pidfd_getfd, pidfd, theirs, 0);
+    CHECK(*file >= 0);
+    close(pidfd);
+    return pid;
+}
+
+/* Two servers are refused, and a QEMU that reads would be. */
+static void expect_locked(const char *image, int rc)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        struct blk *blk;
+        char why[5000];
+
+        CHECK_INT(blk_open(image, i == 2, i == 1, BLK_AIO_URING, &blk, why, sizeof(why)), 0);
+        CHECK_INT(blk_lock(blk, why, sizeof(why)), rc);
+        blk_close(blk);
+    }
+}
+
+/* A request that the kernel has not done yet holds the file that it is for, and nothing else. */
+TEST(lock, "an-image-stays-locked-while-the-kernel-has-requests-of-a-killed-server")
+{
+    const char *image = host_image("disk.img", DISK, 0);
+    int fd = open(image, O_RDWR | O_DIRECT | O_CLOEXEC);
+
+    if (fd < 0)
+        test_skip("this file system has no direct I/O");
+    close(fd);
+    for (unsigned i = 0; i < 2; i++) {
+        pid_t pid = fork_owner(image, i == 0, &fd);
+
+        CHECK_INT(kill(pid, SIGKILL), 0);
+        CHECK_INT(waitpid(pid, NULL, 0), pid);
+        expect_locked(image, -EBUSY);
+        close(fd);
+        expect_locked(image, 0);
+    }
 }
