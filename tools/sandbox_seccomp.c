@@ -29,7 +29,7 @@ struct call {
     int number;
     enum sandbox_need need;
     unsigned nargs;
-    struct scmp_arg_cmp arg;
+    struct scmp_arg_cmp args[2];
 };
 
 static bool is_needed(const struct sandbox_needs *needs, enum sandbox_need need)
@@ -47,9 +47,8 @@ static bool is_needed(const struct sandbox_needs *needs, enum sandbox_need need)
 
 static int add_calls(scmp_filter_ctx filter, const struct sandbox_needs *needs)
 {
-#define CALL(name, need) { SCMP_SYS(name), need, 0, { 0 } },
-#define CALL_IF(name, need, n, mask, value) \
-    { SCMP_SYS(name), need, 1, SCMP_CMP64(n, SCMP_CMP_MASKED_EQ, mask, (scmp_datum_t)(value)) },
+#define CALL(name, need, nargs, ...) { SCMP_SYS(name), need, nargs, { __VA_ARGS__ } },
+#define ARG(n, mask, value)          SCMP_CMP64(n, SCMP_CMP_MASKED_EQ, mask, (scmp_datum_t)(value))
     const struct call calls[] = {
 #include "syscalls.inc"
     };
@@ -58,7 +57,7 @@ static int add_calls(scmp_filter_ctx filter, const struct sandbox_needs *needs)
     for (size_t i = 0; rc == 0 && i < sizeof(calls) / sizeof(calls[0]); i++)
         if (is_needed(needs, calls[i].need))
             rc = seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, calls[i].number, calls[i].nargs,
-                                        &calls[i].arg);
+                                        calls[i].args);
     return rc;
 }
 

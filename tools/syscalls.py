@@ -9,18 +9,20 @@ Collects the system calls that the sources say they make into the table of the s
     /* syscalls[reopens]: openat */
 
 NAME(N=VALUE) is the call with just that value of argument N, counted from 0; NAME(N&MASK=VALUE)
-with that in the bits of MASK. A call that is named more than once may be made in any of the ways.
-In brackets is what the process must need for it, a member of enum sandbox_need.
+with that in the bits of MASK; NAME(N=VALUE M=VALUE) with both. A call that is named more than once
+may be made in any of the ways. In brackets is what the process must need for it, a member of enum
+sandbox_need.
 """
 import re
 import sys
 
 COMMENT = re.compile(r"/\*\s*syscalls(?:\[(\w+)\])?:(.*?)\*/", re.DOTALL)
-CALL = re.compile(r"(\w+)(?:\((\d)(?:&(\w+))?=(\w+(?:\(\))?)\))?")
+CONDITION = r"(\d)(?:&(\w+))?=(\w+(?:\(\))?)"
+CALL = re.compile(rf"(\w+)(?:\(({CONDITION}(?: {CONDITION})?)\))?")
 
 
 def calls_of(path):
-    """(call, need, argument, mask, value) of each annotation; argument is None without a condition."""
+    """(call, need, conditions) of each annotation; a condition is (argument, mask, value)."""
     with open(path, encoding="utf-8") as source:
         text = source.read()
     for need, names in COMMENT.findall(text):
@@ -28,8 +30,8 @@ def calls_of(path):
             found = CALL.fullmatch(word.strip())
             if not found:
                 sys.exit(f"{path}: no system call: '{word.strip()}'")
-            name, argument, mask, value = found.groups()
-            yield name, need or "always", argument, mask or "UINT64_MAX", value
+            conditions = re.findall(CONDITION, found[2] or "")
+            yield found[1], need or "always", tuple((n, mask or "UINT64_MAX", value) for n, mask, value in conditions)
 
 
 def collect(paths):
@@ -37,20 +39,18 @@ def collect(paths):
     for path in paths:
         for call in calls_of(path):
             calls.setdefault(call, path)
-    for name, need, argument, *_ in calls:
-        if argument is not None and any(other[:3] == (name, need, None) for other in calls):
+    for name, need, conditions in calls:
+        if conditions and (name, need, ()) in calls:
             sys.exit(f"{name} is named with a condition and without one, which is then all that counts")
     return calls
 
 
 def main():
     print("/* Made by tools/syscalls.py from the comments of the sources named here. */")
-    for (name, need, argument, mask, value), path in sorted(collect(sys.argv[1:]).items(), key=str):
+    for (name, need, conditions), path in sorted(collect(sys.argv[1:]).items(), key=str):
         where = re.sub(r"^(\.\./)*", "", path)
-        if argument is None:
-            print(f"CALL({name}, NEED_{need.upper()}) /* {where} */")
-        else:
-            print(f"CALL_IF({name}, NEED_{need.upper()}, {argument}, {mask}, {value}) /* {where} */")
+        arguments = "".join(f", ARG({', '.join(condition)})" for condition in conditions)
+        print(f"CALL({name}, NEED_{need.upper()}, {len(conditions)}{arguments}) /* {where} */")
 
 
 main()

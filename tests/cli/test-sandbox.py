@@ -406,7 +406,7 @@ def annotated(folders):
 
 @case("the-list-of-calls-is-what-the-sources-say")
 def _(tmp):
-    listed = set(re.findall(r"^CALL(?:_IF)?\((\w+),", (BUILD / "tools/syscalls.inc").read_text(), re.MULTILINE))
+    listed = set(re.findall(r"^CALL\((\w+),", (BUILD / "tools/syscalls.inc").read_text(), re.MULTILINE))
     said = annotated(["proto", "channel", "server", "devices", "tools"])
     assert listed == said and {"recvmsg", "io_uring_enter", "mmap", "openat"} <= listed, listed ^ said
 
@@ -420,10 +420,11 @@ def _(tmp):
         source.write_text(text)
         done = subprocess.run([ROOT / "tools/syscalls.py", source], capture_output=True, text=True)
         assert done.returncode == 1 and sentence in done.stderr, done
-    source.write_text("/* syscalls[removes]: a(1&M=V),\n * b(0=f()) */ /* syscalls: read */")
+    source.write_text("/* syscalls[removes]: a(1&M=V),\n * b(0=f() 2&M=V) */ /* syscalls: read */")
     done = subprocess.run([ROOT / "tools/syscalls.py", source], capture_output=True, text=True, check=True)
     assert [line.partition(" /*")[0] for line in done.stdout.splitlines()[1:]] == [
-        "CALL_IF(a, NEED_REMOVES, 1, M, V)", "CALL_IF(b, NEED_REMOVES, 0, UINT64_MAX, f())", "CALL(read, NEED_ALWAYS)"]
+        "CALL(a, NEED_REMOVES, 1, ARG(1, M, V))", "CALL(b, NEED_REMOVES, 2, ARG(0, UINT64_MAX, f()), ARG(2, M, V))",
+        "CALL(read, NEED_ALWAYS, 0)"]
 
 
 main()
