@@ -346,9 +346,12 @@ static int connect_on(int fd, const char *path, const struct ob_client_options *
     if (rc < 0)
         return ob_client_refuse(errbuf, errbuf_size, rc, "cannot set up the connection: %s",
                                 ob_errno_text(-rc));
+    c->limit_ns = deadline_ns; /* of all that is asked here, together */
+    c->limit_thread = pthread_self();
     rc = ob_client_negotiate(c, deadline_ns, errbuf, errbuf_size);
     if (rc == 0 && path && opt->reconnect_ms > 0)
         rc = ob_memo_begin(c, path, errbuf, errbuf_size);
+    ob_client_limit(c, 0);
     if (rc == 0)
         rc = hand_over(c, errbuf, errbuf_size);
     if (rc < 0)
