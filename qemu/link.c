@@ -277,7 +277,9 @@ static void link_returned(ObPci *d)
     const char *id = DEVICE(d)->id;
 
     d->link.away = false;
+    obq_link_limit(d, true);
     obq_bars_unblock(d);
+    obq_link_limit(d, false);
     obq_event_send(d, OBQ_EVENT_REGAIN, NULL);
     if (link_may_say(d)) {
         info_report("%s%s%s (%s): the server is back after %" PRId64 " ms", obq_type_name(d),

@@ -288,10 +288,10 @@ def take(fd):
 
 
 class Bells(FakeDevice):
-    """A device with a BAR of 4 KiB and eventfds for these writes: (offset, size, flags, datamatch)."""
+    """A device with BARs of 4 KiB, each with the same eventfds for these writes: (offset, size, flags, datamatch)."""
 
-    def __init__(self, path, *entries):
-        super().__init__(path, bars={0: 4096})
+    def __init__(self, path, *entries, bars=1):
+        super().__init__(path, bars={index: 4096 for index in range(bars)})
         self.bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in entries]
         self.entries = entries
         self.on[GET_REGION_IO_FDS] = Bells.describe
@@ -309,11 +309,11 @@ class Bells(FakeDevice):
 
     def describe(self, payload):
         _, _, index, _ = struct.unpack("<IIII", payload)
-        if index:
+        if index not in self.sizes or index == CONFIG:
             raise Refuse(errno.EINVAL)
         body = b"".join(struct.pack("<QQIIIIQ", offset, size, i, 0, flags, 0, match)
                         for i, (offset, size, flags, match) in enumerate(self.entries))
-        return struct.pack("<IIII", 16 + len(body), 0, 0, len(self.entries)) + body, self.bells
+        return struct.pack("<IIII", 16 + len(body), 0, index, len(self.entries)) + body, self.bells
 
     def rung(self):
         return [take(fd) for fd in self.bells]

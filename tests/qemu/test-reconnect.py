@@ -5,11 +5,13 @@ import contextlib
 import pathlib
 import signal
 import sys
+import threading
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main  # noqa: E402
-from fakedevice import (DMA_MAP, GET_INFO, INTX, MSIX, REGION_WRITE, RESET, VERSION, Bells, FakeDevice,  # noqa: E402
-                        Gone, config_space, msix_cap)
+from fakedevice import (DMA_MAP, GET_INFO, GET_REGION_IO_FDS, INTX, MSIX, REGION_WRITE, RESET, VERSION,  # noqa: E402
+                        Bells, FakeDevice, Gone, config_space, msix_cap)
 from qtest import Qemu, QmpError, Serve, device, wait_for  # noqa: E402
 
 IO_BASE = 0xC000
@@ -176,6 +178,23 @@ def _(tmp):
         wait_back(vm, 1)
         pci.bar_write(0, 0x10, 4, 1)
         assert fake.rung() == [1]
+
+
+@case("a-server-that-is-back-and-slow-keeps-the-machine-for-one-deadline")
+def _(tmp):
+    slowest = 0
+    with Bells(tmp / "s", (0x10, 4, 0, 0), bars=4) as fake, \
+            Qemu(tmp, *device(tmp / "s", reconnect=30, x_msg_timeout=1000)) as vm:
+        def later(device, payload):
+            threading.Event().wait(0.9)
+            return device.describe(payload)
+        fake.on[GET_REGION_IO_FDS] = later
+        fake.drop()
+        while "the server is back after" not in vm.stderr():
+            start = time.monotonic()
+            vm.qmp("query-status")
+            slowest = max(slowest, time.monotonic() - start)
+        assert slowest < 2, slowest
 
 
 @case("resets-and-memory-while-the-server-is-away-are-made-up-for")
