@@ -63,6 +63,7 @@ struct blk {
     int claim_fd;        /* of a block device that is locked for writing: nobody else has it */
     char about[32];      /* for people: "io_uring" */
     char identity[4096]; /* the same for the same image; empty: there never is the same again */
+    uint64_t inode;      /* of a file: whether it is that one at the same path */
 };
 
 enum blk_aio { BLK_AIO_AUTO, BLK_AIO_URING, BLK_AIO_THREADS };

@@ -205,6 +205,7 @@ static int measure(int fd, const char *image, const struct stat *st, struct blk 
     bool is_block = S_ISBLK(st->st_mode);
 
     blk->size = (uint64_t)st->st_size;
+    blk->inode = is_block ? 0 : st->st_ino;
     blk->grain = 4096;
     if (is_block && ioctl(fd, BLKGETSIZE64, &blk->size) < 0)
         return fail(errbuf, size, -errno, "cannot get the size of %s: %s", image, strerror(errno));

@@ -77,13 +77,13 @@ static void fill_head(const struct nvme_ctrl *c, uint64_t size, struct nvme_file
     *head = (struct nvme_file_head){ .version = FILE_VERSION, .size = size };
     memcpy(head->magic, magic, sizeof(magic));
     read_boot(head->boot, sizeof(head->boot));
-    snprintf(head->about, sizeof(head->about),
-             "image %s\nblocks %llu\nlba %u\naccess %s\nqueues %u\ninterrupts %s\nserial %s\n"
-             "model %s\npci-id %04x:%04x\n",
-             c->blk->identity, (unsigned long long)c->blocks, 1u << c->cfg.lba_shift,
-             c->cfg.read_only ? "read-only" : "read-write", c->cfg.queues,
-             interrupts[c->cfg.interrupts], c->serial, c->model, c->cfg.pci_vendor,
-             c->cfg.pci_device);
+    snprintf(
+        head->about, sizeof(head->about),
+        "image %s\nfile %llu\nblocks %llu\nlba %u\naccess %s\nqueues %u\ninterrupts %s\nserial %s\n"
+        "model %s\npci-id %04x:%04x\n",
+        c->blk->identity, (unsigned long long)c->blk->inode, (unsigned long long)c->blocks,
+        1u << c->cfg.lba_shift, c->cfg.read_only ? "read-only" : "read-write", c->cfg.queues,
+        interrupts[c->cfg.interrupts], c->serial, c->model, c->cfg.pci_vendor, c->cfg.pci_device);
     head->sum = sum_of(head);
 }
 
@@ -195,10 +195,10 @@ static int check_head(struct nvme_state_file *file, const struct nvme_file_head 
     if (head->sum != sum_of(head) || !memchr(head->about, '\0', sizeof(head->about)))
         return fail(errbuf, size, "%s is damaged: shut the virtual machine down, then remove it",
                     path);
-    if (strcmp(head->about, ours->about) != 0)
-        return other_disk(path, head->about, ours->about, errbuf, size);
-    /* The machine was started anew: nobody is left to go on with that. */
+    /* The machine was started anew: nobody is left to go on with that, whatever it is of. */
     file->fresh = strcmp(head->boot, ours->boot) != 0;
+    if (!file->fresh && strcmp(head->about, ours->about) != 0)
+        return other_disk(path, head->about, ours->about, errbuf, size);
     return 0;
 }
 

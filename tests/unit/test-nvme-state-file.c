@@ -40,8 +40,8 @@ TEST(options, "the-state-of-another-disk-is-refused-and-says-what-differs")
         { "--queues=2", "--pci-id=1:2", "'pci-id 4f42:0001' there, 'pci-id 0001:0002' here" },
         { "--queues=2", "--serial=T", "'serial S' there, 'serial T' here" },
     };
+    char why[1024], aside[160];
     const char *image;
-    char why[1024];
 
     disk_start(8);
     disk_kill();
@@ -55,7 +55,11 @@ TEST(options, "the-state-of-another-disk-is-refused-and-says-what-differs")
     image = disk.image;
     disk.image = host_image("other.img", DISK_SIZE, 1);
     refused(disk.path, "is the state of another disk ('image ");
+    snprintf(aside, sizeof(aside), "%s.aside", image);
+    CHECK_INT(rename(image, aside) | rename(disk.image, image), 0); /* a backup is restored */
     disk.image = image;
+    refused(disk.path, "is the state of another disk ('file ");
+    CHECK_INT(rename(aside, image), 0);
     disk_revive(); /* nothing was lost */
     CHECK_INT(host_identify(h, 1, 0, host_pages(h, 1)), 0);
     disk_end();
@@ -170,6 +174,7 @@ TEST(boot, "a-state-of-before-the-machine-was-started-begins-anew")
     disk_kill();
     head = &disk.map->head;
     head->boot[0] ^= 1;
+    head->about[0] ^= 1; /* and of another disk */
     bytes = (const uint8_t *)head->boot;
     for (size_t i = 0; i < sizeof(*head) - offsetof(struct nvme_file_head, boot); i++)
         sum = (sum ^ bytes[i]) * 0x100000001b3u;
