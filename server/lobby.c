@@ -201,16 +201,30 @@ void ob_lobby_admit(struct ob_server *server)
     }
 }
 
-/* Room for one more: the oldest that has not said anything has to go. */
+static unsigned count_silent(const struct ob_server *server, pid_t pid)
+{
+    unsigned count = 0;
+
+    for (const struct ob_session *s = server->lobby; s; s = s->next)
+        count += !s->version && s->pid == pid;
+    return count;
+}
+
+/* Room for one more: of those that have not said anything one has to go, the oldest of the process
+ * that has the most. So a process that connects all the time is in nobody's way but its own. */
 static bool lobby_make_room(struct ob_server *server)
 {
     struct ob_session *silent = NULL;
-    unsigned count = 0;
+    unsigned count = 0, most = 0;
 
     for (struct ob_session *s = server->lobby; s; s = s->next) {
+        unsigned n = s->version ? 0 : count_silent(server, s->pid);
+
         count++;
-        if (!silent && !s->version)
+        if (n > most) {
+            most = n;
             silent = s;
+        }
     }
     if (count < OB_LOBBY_MAX)
         return true;

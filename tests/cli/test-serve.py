@@ -232,6 +232,26 @@ def _(tmp):
         assert first.read(NULL_REGISTERS, 0, 4) == b"mine"
 
 
+FLOOD = """
+import socket, sys
+silent = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+for connection in silent:
+    connection.settimeout(10)
+    connection.connect(sys.argv[1])
+assert silent[0].recv(1) == b"", "the first of them is still open"
+"""
+
+
+@case("a-process-that-floods-it-with-connections-closes-nobody-elses")
+def _(tmp):
+    with Server("null", tmp / "s") as server, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(tmp / "s"))
+        subprocess.run([sys.executable, "-c", FLOOD, tmp / "s"], check=True, timeout=DEADLINE_S)
+        with Peer(connection) as peer:
+            assert len(peer.read(CONFIG, 0, 4)) == 4
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
 @case("device-outlives-its-clients-and-each-is-logged")
 def _(tmp):
     path = tmp / "s"
