@@ -178,7 +178,7 @@ static void client_came(void *opaque, bool attached)
 static void leave_fds(int count)
 {
     struct rlimit limit;
-    int fds[8];
+    int fds[8] = { 0 };
 
     getrlimit(RLIMIT_NOFILE, &limit);
     for (int i = 0; i <= count; i++)
