@@ -236,8 +236,8 @@ FLOOD = """
 import socket, sys
 silent = [socket.socket(socket.AF_UNIX) for _ in range(20)]
 for connection in silent:
-    connection.settimeout(10)
     connection.connect(sys.argv[1])
+silent[0].settimeout(10)
 assert silent[0].recv(1) == b"", "the first of them is still open"
 """
 
