@@ -433,6 +433,7 @@ static bool link_query(ObPci *d, Error **errp)
 bool obq_link_init(ObPci *d, Error **errp)
 {
     struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
+    int64_t until_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + d->timeout_ms;
 
     if (d->timeout_ms == 0 || d->timeout_ms > INT_MAX) {
         error_setg(errp, "x-msg-timeout is %" PRIu32 ": it is milliseconds, at least 1",
@@ -470,7 +471,8 @@ bool obq_link_init(ObPci *d, Error **errp)
         return false;
     }
     qemu_set_fd_handler(ob_client_fd(d->link.client), ready_cb, NULL, d);
-    obq_link_limit(d, true); /* obq_pci_realize() ends it */
+    /* Together with what connecting took; obq_pci_realize() ends it. */
+    ob_client_limit(d->link.client, (int)MAX(1, until_ms - qemu_clock_get_ms(QEMU_CLOCK_REALTIME)));
     return link_query(d, errp);
 }
 
