@@ -30,7 +30,7 @@ static MemTxResult bar_read(void *opaque, hwaddr addr, uint64_t *data, unsigned 
     uint8_t bytes[8];
 
     *data = all_ones(size);
-    if (obq_link_read(bar->d, bar->index, addr, bytes, size, vcpu) >= 0) {
+    if (obq_access_read(bar->d, bar->index, addr, bytes, size, vcpu) >= 0) {
         *data = ldn_le_p(bytes, (int)size);
     }
     obq_intx_served(bar->d, vcpu);
@@ -63,7 +63,7 @@ static MemTxResult bar_write(void *opaque, hwaddr addr, uint64_t data, unsigned 
                           : ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
     }
     if (rc < 0) { /* what cannot be posted, because of its size or what is queued, is waited for */
-        obq_link_write(d, bar->index, addr, bytes, size, vcpu);
+        obq_access_write(d, bar->index, addr, bytes, size, vcpu);
     }
     obq_intx_served(d, vcpu);
     return MEMTX_OK;

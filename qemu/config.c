@@ -161,7 +161,7 @@ uint32_t obq_config_read(PCIDevice *pdev, uint32_t addr, int len)
     if (ours_mask == UINT32_MAX >> (32 - 8 * len)) {
         return ours;
     }
-    if (obq_link_read(d, OB_PCI_REGION_CONFIG, addr, theirs, len, current_cpu) < 0) {
+    if (obq_access_read(d, OB_PCI_REGION_CONFIG, addr, theirs, len, current_cpu) < 0) {
         memset(theirs, 0xff, sizeof(theirs));
     }
     return ((ours & ours_mask) | (ldl_le_p(theirs) & ~ours_mask)) & UINT32_MAX >> (32 - 8 * len);
@@ -178,7 +178,8 @@ static void config_forward(ObPci *d, uint32_t addr, const uint8_t *bytes, int le
         while (to < len && d->forward[addr + to]) {
             to++;
         }
-        obq_link_write(d, OB_PCI_REGION_CONFIG, addr + from, bytes + from, to - from, current_cpu);
+        obq_access_write(d, OB_PCI_REGION_CONFIG, addr + from, bytes + from, to - from,
+                         current_cpu);
     }
 }
 
@@ -187,8 +188,8 @@ static int config_forward_command(ObPci *d, uint16_t command, bool wait_unlocked
     uint8_t bytes[2];
 
     stw_le_p(bytes, command & COMMAND_FORWARDED);
-    return obq_link_write(d, OB_PCI_REGION_CONFIG, PCI_COMMAND, bytes, sizeof(bytes),
-                          wait_unlocked);
+    return obq_access_write(d, OB_PCI_REGION_CONFIG, PCI_COMMAND, bytes, sizeof(bytes),
+                            wait_unlocked);
 }
 
 int obq_config_quiesce(ObPci *d)

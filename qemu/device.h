@@ -3,7 +3,7 @@
  * vfio-user-pci: what its files share. One ObPci is one device of one server.
  *
  * Threads. Everything runs under QEMU's big lock (BQL), except where a vCPU waits for the server
- * (link.c drops it there) and except the client library's callbacks (dma.c, link.c), which run in
+ * (access.c drops it there) and except the client library's callbacks (dma.c, link.c), which run in
  * whichever thread receives.
  *
  * Names. Functions are obq_*, because the library linked in here has all of ob_*.
@@ -174,13 +174,6 @@ char *obq_socket_name(const SocketAddress *addr);
 bool obq_link_init(ObPci *d, Error **errp);
 /* After obq_link_shutdown(). */
 void obq_link_fini(ObPci *d);
-/* Accesses to a region. wait_unlocked: the BQL is dropped while waiting; only for a vCPU's own
- * access, with nothing half done. Results as in client.h; -ENOTCONN after teardown. */
-int obq_link_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32_t count,
-                  bool wait_unlocked);
-int obq_link_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
-                   bool wait_unlocked);
-int obq_link_unmask_intx(ObPci *d, bool wait_unlocked);
 /* Whether the server is there, or is looked for. */
 bool obq_link_alive(const ObPci *d);
 /* Why the connection died last, or ""; the caller frees it. */
@@ -200,6 +193,17 @@ void obq_link_shutdown(ObPci *d);
 void obq_link_complain(ObPci *d, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* The device's failure as an Error: what was tried, and why it failed. */
 void obq_link_error(ObPci *d, Error **errp, int rc, const char *what);
+
+/* access.c */
+/* Accesses to a region. wait_unlocked: the BQL is dropped while waiting; only for a vCPU's own
+ * access, with nothing half done. Results as in client.h; -ENOTCONN after teardown. */
+int obq_access_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32_t count,
+                    bool wait_unlocked);
+int obq_access_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
+                     bool wait_unlocked);
+int obq_access_unmask_intx(ObPci *d, bool wait_unlocked);
+/* Waits until nobody is inside the client. BQL; after obq_link_shutdown(). */
+void obq_access_drain(ObPci *d);
 
 /* event.c: sends an event of QMP, OBQ_EVENT_*; reason is NULL, or why the server is not there. */
 #define OBQ_EVENT_LOST   "__outboard_SERVER_LOST"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The server's DMA by message. The callbacks run in the thread that receives: with the BQL, or
- * without it in a vCPU that waits for the server (link.c). A thread that holds the BQL may be
+ * without it in a vCPU that waits for the server (access.c). A thread that holds the BQL may be
  * waiting for that vCPU to receive its reply, so nothing here takes the BQL: RAM and ROM need none.
  * While the client library makes a new connection it may also be a thread of the library's, of
  * which QEMU's RCU knows nothing.

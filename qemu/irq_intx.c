@@ -41,7 +41,7 @@ static void eoi_cb(EventNotifier *n)
     ObPci *d = container_of(n, ObPci, intx.unmask);
 
     if (obq_event_take(n)) {
-        obq_link_control(d, obq_link_unmask_intx(d, false), "unmasking INTx");
+        obq_link_control(d, obq_access_unmask_intx(d, false), "unmasking INTx");
     }
 }
 
@@ -56,7 +56,7 @@ void obq_intx_served(ObPci *d, bool wait_unlocked)
         timer_mod(d->intx.mmap_timer,
                   qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) + d->intx_mmap_timeout_ms);
     }
-    obq_link_unmask_intx(d, wait_unlocked);
+    obq_access_unmask_intx(d, wait_unlocked);
 }
 
 /* What the server listens on for the unmasking of INTx; NULL: nothing. */
@@ -140,7 +140,7 @@ void obq_intx_start(ObPci *d)
                              "its interrupts");
     }
     /* it may be masked from before */
-    obq_link_control(d, obq_link_unmask_intx(d, false), "unmasking INTx");
+    obq_link_control(d, obq_access_unmask_intx(d, false), "unmasking INTx");
 }
 
 void obq_intx_stop(ObPci *d)

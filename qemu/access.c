@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Accesses that wait for the server, without the BQL.
+ *
+ * A vCPU that accesses the device gives the BQL up while the server answers, so that other vCPUs,
+ * the monitor and other devices go on. Meanwhile the device may be unplugged: the access holds a
+ * reference to it, obq_link_shutdown() wakes it, obq_access_drain() waits until it has left the
+ * client, and whoever comes back asks obq_link_alive() before doing more. The memory map may change
+ * as well (a mapped area, switched off for INTx), while the vCPU is in the middle of translated
+ * code. The main loop (reset, the monitor, qtest) keeps the BQL and waits for the deadline at most.
+ */
+#include "device.h"
+
+/* Deadlines in which accesses were left unanswered, and none was answered, until the server counts
+ * as gone: else each further access would cost the guest one more. */
+#define SILENT_DEADLINES 3
+
+/* What an access that waits without the BQL must put back. */
+typedef struct Wait {
+    bool unlocked;
+    MemReentrancyGuard *guard;
+    bool engaged;
+    const FlatView *view; /* the vCPU's memory map */
+} Wait;
+
+static void unref_bh_cb(void *opaque)
+{
+    object_unref(OBJECT(opaque));
+}
+
+/*
+ * The host bridge's guard against re-entrance is engaged while a vCPU is inside a configuration
+ * access. It belongs to whoever holds the BQL, so it is put aside with the BQL: else the next
+ * vCPU's access to the configuration of any device would be refused. An expander bridge has a root
+ * bus of its own, but its configuration is reached through the machine's host bridge as well.
+ */
+static MemReentrancyGuard *config_guard(ObPci *d)
+{
+    PCIBus *bus = pci_get_bus(PCI_DEVICE(d));
+
+    while (bus->parent_dev) {
+        bus = pci_get_bus(bus->parent_dev);
+    }
+    return &bus->qbus.parent->mem_reentrancy_guard;
+}
+
+static struct ob_client *access_enter(ObPci *d, bool unlocked, Wait *wait)
+{
+    struct ob_client *client = d->link.client;
+
+    wait->unlocked = unlocked && client && OB_BQL_HELD();
+    if (!wait->unlocked) {
+        return client;
+    }
+    wait->guard = config_guard(d);
+    wait->engaged = wait->guard->engaged_in_io;
+    wait->guard->engaged_in_io = false;
+    wait->view = current_cpu ? current_cpu->as->current_map : NULL;
+    object_ref(OBJECT(d));
+    qatomic_inc(&d->link.waiting);
+    OB_BQL_UNLOCK();
+    return client;
+}
+
+static void access_leave(ObPci *d, Wait *wait)
+{
+    bool last;
+
+    if (!wait->unlocked) {
+        return;
+    }
+    last = qatomic_fetch_dec(&d->link.waiting) == 1;
+    smp_mb(); /* the other half of obq_access_drain()'s */
+    if (last && qatomic_read(&d->link.closing)) {
+        qemu_mutex_lock(&d->link.lock);
+        qemu_cond_signal(&d->link.idle);
+        qemu_mutex_unlock(&d->link.lock);
+    }
+    OB_BQL_LOCK();
+    if (current_cpu && current_cpu->as->current_map != wait->view) {
+        OB_TLB_FLUSH(current_cpu); /* or the next access in this translation goes elsewhere */
+    }
+    wait->guard->engaged_in_io = wait->engaged;
+    if (d->link.client) {
+        object_unref(OBJECT(d));
+    } else {
+        /* Unplugged meanwhile: our callers still look at the device, so it goes after them. */
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), unref_bh_cb, d);
+    }
+}
+
+/* After an access that may wait: whether it failed because the server went, and is to be repeated,
+ * because the server is back in time. *until_ms is 0 before the first failure. */
+static bool access_again(ObPci *d, struct ob_client *client, int rc, int64_t *until_ms)
+{
+    int64_t now_ms;
+
+    if (rc != -ENOTCONN || !client || !d->reconnect_s) {
+        return false;
+    }
+    now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    if (!*until_ms) {
+        *until_ms = now_ms + d->timeout_ms;
+    }
+    return now_ms < *until_ms && ob_client_await(client, (int)(*until_ms - now_ms)) == 0;
+}
+
+static void access_silent(ObPci *d)
+{
+    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    char *why;
+
+    if (!d->link.silent_since_ms) {
+        d->link.silent_since_ms = now_ms - d->timeout_ms;
+    }
+    if (now_ms - d->link.silent_since_ms < (int64_t)SILENT_DEADLINES * d->timeout_ms) {
+        return;
+    }
+    d->link.silent_since_ms = 0;
+    why = g_strdup_printf("it has answered no access for %u times %" PRIu32 " ms (x-msg-timeout "
+                          "gives it more time)",
+                          SILENT_DEADLINES, d->timeout_ms);
+    obq_link_give_up(d, -ETIMEDOUT, why);
+    g_free(why);
+}
+
+static int access_result(ObPci *d, int rc, const char *what, uint32_t region, uint64_t offset)
+{
+    if (rc == -ETIMEDOUT && d->link.client) {
+        obq_link_complain(d, "no answer within %" PRIu32 " ms to a %s of %s at 0x%" PRIx64,
+                          d->timeout_ms, what, ob_strregion(region), offset);
+        access_silent(d);
+    } else {
+        d->link.silent_since_ms = 0;
+    }
+    return rc;
+}
+
+int obq_access_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32_t count,
+                    bool wait_unlocked)
+{
+    Wait wait;
+    struct ob_client *client = access_enter(d, wait_unlocked, &wait);
+    int64_t until_ms = 0;
+    int rc;
+
+    do {
+        rc = client ? ob_client_region_read(client, region, offset, data, count) : -ENOTCONN;
+    } while (wait_unlocked && access_again(d, client, rc, &until_ms));
+    access_leave(d, &wait);
+    return access_result(d, rc, "read", region, offset);
+}
+
+int obq_access_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
+                     bool wait_unlocked)
+{
+    Wait wait;
+    struct ob_client *client = access_enter(d, wait_unlocked, &wait);
+    int64_t until_ms = 0;
+    int rc;
+
+    do {
+        rc = client ? ob_client_region_write(client, region, offset, data, count) : -ENOTCONN;
+    } while (wait_unlocked && access_again(d, client, rc, &until_ms));
+    access_leave(d, &wait);
+    return access_result(d, rc, "write", region, offset);
+}
+
+int obq_access_unmask_intx(ObPci *d, bool wait_unlocked)
+{
+    Wait wait;
+    struct ob_client *client = access_enter(d, wait_unlocked, &wait);
+    int rc = client ? ob_client_irq_mask(client, OB_PCI_IRQ_INTX, 0, false) : -ENOTCONN;
+
+    access_leave(d, &wait);
+    return rc;
+}
+
+void obq_access_drain(ObPci *d)
+{
+    qatomic_set(&d->link.closing, true);
+    smp_mb(); /* either we see that it waits, or it sees that we close */
+    qemu_mutex_lock(&d->link.lock);
+    while (qatomic_read(&d->link.waiting)) {
+        qemu_cond_wait(&d->link.idle, &d->link.lock);
+    }
+    qemu_mutex_unlock(&d->link.lock);
+}
