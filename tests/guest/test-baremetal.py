@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from case import BUILD, OUTBOARD, case, main, skip  # noqa: E402
-from qtest import Serve, shared_ram  # noqa: E402
+from case import BUILD, case, main, skip  # noqa: E402
+from qtest import DRIVER, Serve, launcher, plugin, shared_ram  # noqa: E402
 
 PROGRAM = BUILD / "guest" / "edu.elf"
 PASSED = 33  # see end() in guest/baremetal/machine.h
@@ -47,9 +47,9 @@ def need_kvm():
 
 
 def check(tmp, accel, *args):
-    subprocess.run([OUTBOARD, "qemu", "--print-plugin", QEMU], stdout=subprocess.DEVNULL, check=True)
+    plugin()  # before the deadline runs
     with Serve("edu", tmp / "edu.sock"):
-        status, steps = boot([OUTBOARD, "qemu", QEMU], accel, f"vfio-user-pci,socket={tmp}/edu.sock", *args)
+        status, steps = boot(launcher(), accel, f"{DRIVER},socket={tmp}/edu.sock", *args)
     assert status == PASSED, status
     assert steps == [*STEPS, "msi-mask"], steps
 
@@ -73,7 +73,7 @@ def _(tmp):
 def _(tmp):
     need_kvm()
     check(tmp, "kvm", None, "-trace", "kvm_irqchip_add_msi_route", "-D", tmp / "trace")
-    assert "dev vfio-user-pci vector 0" in (tmp / "trace").read_text(), "KVM was not given a route for MSI"
+    assert f"dev {DRIVER} vector 0" in (tmp / "trace").read_text(), "KVM was not given a route for MSI"
 
 
 main()

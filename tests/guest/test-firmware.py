@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from case import OUTBOARD, case, main  # noqa: E402
+from case import case, main  # noqa: E402
 from guest import device, disk, serve  # noqa: E402
-from qtest import shared_ram  # noqa: E402
+from qtest import launcher, named, shared_ram  # noqa: E402
 
 TIMEOUT_S = 240
 ENDED_WELL = 1  # what isa-debug-exit makes of 0
@@ -38,10 +38,10 @@ def bootable(tmp, name, text, at):
 
 
 def printed_at_boot(ram, *devices):
-    command = [OUTBOARD, "qemu", "--", "qemu-system-x86_64", "-accel", "tcg", *ram, "-nodefaults", "-no-reboot",
-               "-display", "none", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+    command = [*launcher(), "-accel", "tcg", *ram, "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+               "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
     for text in devices:
-        command += ["-device", text]
+        command += ["-device", named(text)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S / 2, text=True)
     assert done.returncode == ENDED_WELL, done
     return done.stdout

@@ -8,12 +8,13 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main  # noqa: E402
 from guest import boot, device, disk, fio_verify, serve, wait_in_guest  # noqa: E402
+from qtest import DRIVER  # noqa: E402
 
 TIMEOUT_S = 240
 
 
 def plug(vm, server, bus):
-    vm.qmp("device_add", driver="vfio-user-pci", socket=str(server.path), id="disk", **bus)
+    vm.qmp("device_add", driver=DRIVER, socket=str(server.path), id="disk", **bus)
     wait_in_guest(vm, "[ -b /dev/nvme0n1 ]")
 
 

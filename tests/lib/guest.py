@@ -11,6 +11,7 @@ import re
 import sys
 
 from case import BUILD, OUTBOARD, ROOT
+from qtest import launcher, named
 
 sys.path.insert(0, str(ROOT / "guest"))
 import image  # noqa: E402
@@ -46,7 +47,7 @@ def boot(tmp, *devices, qemu_args=(), kernel="cloud", **options):
     guest_dir = image.build_image(kernel, BUILD)
     accel, _ = accelerator(guest_dir)
     args = [word for text in devices for word in ("-device", text)]
-    return Vm(guest_dir, [*qemu_args, *args], accel=accel, command=(OUTBOARD, "qemu", "--", "qemu-system-x86_64"),
+    return Vm(guest_dir, list(map(named, [*qemu_args, *args])), accel=accel, command=launcher(),
               log=tmp / f"guest{next(_numbers)}.log", **options)
 
 

@@ -51,10 +51,19 @@ def qemu():
     return skip("qemu-system-x86_64 is not installed")
 
 
+def named(word):
+    """An argument of QEMU's, with the name that our device has here."""
+    return str(word).replace(NAME, DRIVER)
+
+
 def qemu_command(*args):
     """A QEMU with the plug-in and nothing else."""
-    return [qemu(), "-plugin", plugin(), "-nodefaults", "-display", "none",
-            *(str(arg).replace(NAME, DRIVER) for arg in args)]
+    return [qemu(), "-plugin", plugin(), "-nodefaults", "-display", "none", *map(named, args)]
+
+
+def launcher():
+    """QEMU with the plug-in as users run it, where OUTBOARD_PLUGIN names no other."""
+    return [qemu(), "-plugin", plugin()] if "OUTBOARD_PLUGIN" in os.environ else [OUTBOARD, "qemu", "--", qemu()]
 
 
 def wait_for(condition, what="the condition"):
