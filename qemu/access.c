@@ -1,13 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Accesses that wait for the server, without the BQL.
+ * Accesses that wait for the server, without the BQL, so that other vCPUs, the monitor and other
+ * devices go on. There are three kinds:
  *
- * A vCPU that accesses the device gives the BQL up while the server answers, so that other vCPUs,
- * the monitor and other devices go on. Meanwhile the device may be unplugged: the access holds a
- * reference to it, obq_link_shutdown() wakes it, obq_access_drain() waits until it has left the
- * client, and whoever comes back asks obq_link_alive() before doing more. The memory map may change
- * as well (a mapped area, switched off for INTx), while the vCPU is in the middle of translated
- * code. The main loop (reset, the monitor, qtest) keeps the BQL and waits for the deadline at most.
+ *   without the BQL     to a BAR, since QEMU 10.2: from a vCPU under KVM, or to a port under TCG,
+ *                       and from a thread that does another device's DMA
+ *   that give it up     a vCPU's to configuration space, and to a BAR where QEMU has taken the BQL:
+ *                       before 10.2, and under TCG to memory
+ *   that keep it        the main loop's (reset, the monitor, qtest, DMA): they wait for the
+ *                       deadline at most
+ *
+ * Meanwhile the device may be reset, unplugged, or lose its server. The client: an access counts
+ * itself as `waiting` and only then looks for the client, obq_link_fini() takes the client away and
+ * only then waits for the count (obq_access_drain()), having waked who is inside: so either sees
+ * the other. The object: QEMU finds a BAR's region in the memory map and uses it within one section
+ * of RCU, and the map's reference to the device outlasts that; configuration space is found through
+ * the bus, so that an access to it takes a reference. The memory map may change as well (a mapped
+ * area, switched off for INTx), while the vCPU is in the middle of translated code.
+ *
+ * So what an access to a BAR runs without the BQL (bars.c, here, and the first lines of
+ * obq_intx_served() and obq_ioeventfds_signal()) uses only what does not change between realize and
+ * the object's end, what is atomic, and the client between access_enter() and access_leave(). For
+ * all else it takes the BQL with obq_bql_take(), after access_leave(): obq_access_drain() holds it,
+ * and waits for who is inside. What it finds then may have been torn down.
  */
 #include "device.h"
 
@@ -15,9 +30,10 @@
  * as gone: else each further access would cost the guest one more. */
 #define SILENT_DEADLINES 3
 
-/* What an access that waits without the BQL must put back. */
+/* What an access must put back. */
 typedef struct Wait {
-    bool unlocked;
+    bool counted;
+    bool unlocked; /* it gave the BQL up */
     MemReentrancyGuard *guard;
     bool engaged;
     const FlatView *view; /* the vCPU's memory map */
@@ -44,11 +60,21 @@ static MemReentrancyGuard *config_guard(ObPci *d)
     return &bus->qbus.parent->mem_reentrancy_guard;
 }
 
-static struct ob_client *access_enter(ObPci *d, bool unlocked, Wait *wait)
+static struct ob_client *access_enter(ObPci *d, bool may_unlock, Wait *wait)
 {
-    struct ob_client *client = d->link.client;
+    bool held = OB_BQL_HELD();
+    struct ob_client *client = held ? d->link.client : NULL;
 
-    wait->unlocked = unlocked && client && OB_BQL_HELD();
+    wait->unlocked = client && may_unlock;
+    wait->counted = wait->unlocked || !held;
+    if (wait->counted) {
+        qatomic_inc(&d->link.waiting);
+    }
+    if (!held) {
+        smp_mb(); /* the other half of obq_access_drain()'s */
+        /* NOLINTNEXTLINE(bugprone-sizeof-expression): a pointer's size is what the macro wants */
+        return qatomic_read(&d->link.client);
+    }
     if (!wait->unlocked) {
         return client;
     }
@@ -57,7 +83,6 @@ static struct ob_client *access_enter(ObPci *d, bool unlocked, Wait *wait)
     wait->guard->engaged_in_io = false;
     wait->view = current_cpu ? current_cpu->as->current_map : NULL;
     object_ref(OBJECT(d));
-    qatomic_inc(&d->link.waiting);
     OB_BQL_UNLOCK();
     return client;
 }
@@ -66,7 +91,7 @@ static void access_leave(ObPci *d, Wait *wait)
 {
     bool last;
 
-    if (!wait->unlocked) {
+    if (!wait->counted) {
         return;
     }
     last = qatomic_fetch_dec(&d->link.waiting) == 1;
@@ -75,6 +100,9 @@ static void access_leave(ObPci *d, Wait *wait)
         qemu_mutex_lock(&d->link.lock);
         qemu_cond_signal(&d->link.idle);
         qemu_mutex_unlock(&d->link.lock);
+    }
+    if (!wait->unlocked) {
+        return;
     }
     OB_BQL_LOCK();
     if (current_cpu && current_cpu->as->current_map != wait->view) {
@@ -110,13 +138,14 @@ static void access_silent(ObPci *d)
     int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
     char *why;
 
-    if (!d->link.silent_since_ms) {
+    if (!d->link.silent) {
         d->link.silent_since_ms = now_ms - d->timeout_ms;
+        qatomic_set(&d->link.silent, true);
     }
     if (now_ms - d->link.silent_since_ms < (int64_t)SILENT_DEADLINES * d->timeout_ms) {
         return;
     }
-    d->link.silent_since_ms = 0;
+    qatomic_set(&d->link.silent, false);
     why = g_strdup_printf("it has answered no access for %u times %" PRIu32 " ms (x-msg-timeout "
                           "gives it more time)",
                           SILENT_DEADLINES, d->timeout_ms);
@@ -126,13 +155,20 @@ static void access_silent(ObPci *d)
 
 static int access_result(ObPci *d, int rc, const char *what, uint32_t region, uint64_t offset)
 {
-    if (rc == -ETIMEDOUT && d->link.client) {
+    bool late = rc == -ETIMEDOUT, taken;
+
+    if (!late && !qatomic_read(&d->link.silent)) {
+        return rc;
+    }
+    taken = obq_bql_take();
+    if (late && d->link.client) {
         obq_link_complain(d, "no answer within %" PRIu32 " ms to a %s of %s at 0x%" PRIx64,
                           d->timeout_ms, what, ob_strregion(region), offset);
         access_silent(d);
     } else {
-        d->link.silent_since_ms = 0;
+        qatomic_set(&d->link.silent, false);
     }
+    obq_bql_give(taken);
     return rc;
 }
 
@@ -166,6 +202,21 @@ int obq_access_write(ObPci *d, uint32_t region, uint64_t offset, const void *dat
     return access_result(d, rc, "write", region, offset);
 }
 
+int obq_access_post(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
+                    bool now)
+{
+    Wait wait;
+    struct ob_client *client = access_enter(d, false, &wait);
+    int rc = -ENOTCONN;
+
+    if (client) {
+        rc = now ? ob_client_region_post_now(client, region, offset, data, count)
+                 : ob_client_region_post(client, region, offset, data, count);
+    }
+    access_leave(d, &wait);
+    return rc;
+}
+
 int obq_access_unmask_intx(ObPci *d, bool wait_unlocked)
 {
     Wait wait;
@@ -179,7 +230,7 @@ int obq_access_unmask_intx(ObPci *d, bool wait_unlocked)
 void obq_access_drain(ObPci *d)
 {
     qatomic_set(&d->link.closing, true);
-    smp_mb(); /* either we see that it waits, or it sees that we close */
+    smp_mb(); /* either we see that it waits, or it sees that we close, and no client */
     qemu_mutex_lock(&d->link.lock);
     while (qatomic_read(&d->link.waiting)) {
         qemu_cond_wait(&d->link.idle, &d->link.lock);

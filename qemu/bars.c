@@ -22,6 +22,7 @@ static uint64_t all_ones(unsigned size)
     return size < 8 ? (UINT64_C(1) << (8 * size)) - 1 : UINT64_MAX;
 }
 
+/* This and bar_write() may run without the BQL, in several threads at once: see access.c. */
 static MemTxResult bar_read(void *opaque, hwaddr addr, uint64_t *data, unsigned size,
                             MemTxAttrs attrs)
 {
@@ -53,14 +54,11 @@ static MemTxResult bar_write(void *opaque, hwaddr addr, uint64_t data, unsigned 
     if (attrs.requester_id) {
         /* From a server's device, by way of dma.c: the main loop must not wait for another server,
          * or for the same, on a server's behalf. Nor is an interrupt served by it. */
-        if (d->link.client) {
-            ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
-        }
+        obq_access_post(d, bar->index, addr, bytes, size, false);
         return MEMTX_OK;
     }
-    if (bar->posted && d->link.client) {
-        rc = d->have_maps ? ob_client_region_post_now(d->link.client, bar->index, addr, bytes, size)
-                          : ob_client_region_post(d->link.client, bar->index, addr, bytes, size);
+    if (bar->posted) {
+        rc = obq_access_post(d, bar->index, addr, bytes, size, d->have_maps);
     }
     if (rc < 0) { /* what cannot be posted, because of its size or what is queued, is waited for */
         obq_access_write(d, bar->index, addr, bytes, size, vcpu);

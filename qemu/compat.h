@@ -194,10 +194,15 @@ static inline int obq_kvm_add_msi_route(PCIDevice *pdev, int vector)
     return virq;
 }
 
-/* Accesses of several vCPUs may be inside the region at once (it waits without the big lock). */
+/* Accesses of several vCPUs may be inside the region at once: since 10.2 they come without the big
+ * lock, before that they give it up while they wait. */
 static inline void obq_region_allow_concurrent(MemoryRegion *mr)
 {
+#if OB_QEMU_SINCE(10, 2)
+    memory_region_enable_lockless_io(mr);
+#else
     mr->disable_reentrancy_guard = true;
+#endif
 }
 
 #endif

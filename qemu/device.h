@@ -2,9 +2,9 @@
 /*
  * vfio-user-pci: what its files share. One ObPci is one device of one server.
  *
- * Threads. Everything runs under QEMU's big lock (BQL), except where a vCPU waits for the server
- * (access.c drops it there) and except the client library's callbacks (dma.c, link.c), which run in
- * whichever thread receives.
+ * Threads. Everything runs under QEMU's big lock (BQL), except the guest's accesses to BARs and
+ * where a vCPU waits for the server (access.c says what such code may do), and except the client
+ * library's callbacks (dma.c, link.c), which run in whichever thread receives.
  *
  * Names. Functions are obq_*, because the library linked in here has all of ob_*.
  *
@@ -74,7 +74,7 @@ typedef struct ObIntx {
     EventNotifier notifier; /* the server raised the line */
     EventNotifier unmask;   /* with KVM: the guest's EOI */
     bool armed;
-    bool pending;          /* asserted by us, waiting for the guest to have served it */
+    bool pending;          /* asserted by us, waiting for the guest to have served it; atomic */
     bool kvm;              /* KVM takes notifier and signals unmask */
     bool unmask_by_server; /* the server listens on unmask by itself */
     PCIINTxRoute route;
@@ -94,7 +94,7 @@ typedef struct ObDma {
 
 /* The connection; see link.c. */
 typedef struct ObLink {
-    struct ob_client *client; /* NULL: not connected yet, or torn down */
+    struct ob_client *client; /* NULL: not connected yet, or torn down; see access.c */
     char *name;               /* of the server, for messages */
     QEMUBH *changed_bh;
     bool lost;              /* reported */
@@ -104,12 +104,13 @@ typedef struct ObLink {
     int64_t quiet_until_ms; /* no further error line before */
     int64_t minute_ms;      /* when the minute began in which so many lines were said */
     unsigned said;
-    int64_t silent_since_ms; /* no access was answered since; 0: the last one was */
+    bool silent;             /* the last access was not answered; atomic */
+    int64_t silent_since_ms; /* nor any other since */
     QemuMutex lock;
     char *why; /* it died last; under lock */
     QemuCond idle;
-    unsigned waiting; /* threads inside the client without the BQL; atomic */
-    bool closing;     /* obq_link_fini() waits for those; atomic */
+    unsigned waiting; /* accesses without the BQL that are, or look, inside the client; atomic */
+    bool closing;     /* obq_access_drain() waits for those; atomic */
 } ObLink;
 
 struct ObPci {
@@ -201,6 +202,9 @@ int obq_access_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint
                     bool wait_unlocked);
 int obq_access_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
                      bool wait_unlocked);
+/* A posted write; now: -EAGAIN rather than queued. */
+int obq_access_post(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
+                    bool now);
 int obq_access_unmask_intx(ObPci *d, bool wait_unlocked);
 /* Waits until nobody is inside the client. BQL; after obq_link_shutdown(). */
 void obq_access_drain(ObPci *d);
@@ -284,6 +288,24 @@ void obq_dma_return_cb(void *opaque, void *loan);
 static inline const char *obq_type_name(ObPci *d)
 {
     return object_get_typename(OBJECT(d));
+}
+
+/* Takes the BQL where an access has come without it; returns whether it did, for obq_bql_give(). */
+static inline bool obq_bql_take(void)
+{
+    bool held = OB_BQL_HELD();
+
+    if (!held) {
+        OB_BQL_LOCK();
+    }
+    return !held;
+}
+
+static inline void obq_bql_give(bool taken)
+{
+    if (taken) {
+        OB_BQL_UNLOCK();
+    }
 }
 
 /* Whether the access under way is a vCPU's own, so that its wait may drop the BQL. */

@@ -26,9 +26,10 @@ static bool matches(const struct ob_ioeventfd *match, hwaddr addr, uint64_t data
            (!(match->flags & OB_IOEVENTFD_DATAMATCH) || match->datamatch == data);
 }
 
-bool obq_ioeventfds_signal(ObBar *bar, hwaddr addr, uint64_t data, unsigned size)
+static bool signal_event(ObBar *bar, hwaddr addr, uint64_t data, unsigned size)
 {
-    for (unsigned i = 0; i < bar->nevents && !kvm_enabled(); i++) {
+    assert(OB_BQL_HELD());
+    for (unsigned i = 0; i < bar->nevents; i++) {
         ObIoEvent *event = &bar->events[i];
 
         if (matches(&event->match, addr, data, size)) {
@@ -36,6 +37,19 @@ bool obq_ioeventfds_signal(ObBar *bar, hwaddr addr, uint64_t data, unsigned size
         }
     }
     return false;
+}
+
+bool obq_ioeventfds_signal(ObBar *bar, hwaddr addr, uint64_t data, unsigned size)
+{
+    bool done, taken;
+
+    if (kvm_enabled() || !qatomic_read(&bar->nevents)) {
+        return false;
+    }
+    taken = obq_bql_take(); /* they come and go with the server */
+    done = signal_event(bar, addr, data, size);
+    obq_bql_give(taken);
+    return done;
 }
 
 /* Writes of any size are left to messages: not every KVM knows them. */
@@ -54,8 +68,9 @@ static bool usable(const ObBar *bar, const struct ob_ioeventfd *match)
 
 static void add_event(ObBar *bar, const struct ob_ioeventfd *match, int fd)
 {
-    ObIoEvent *event = &bar->events[bar->nevents++];
+    ObIoEvent *event = &bar->events[bar->nevents];
 
+    qatomic_set(&bar->nevents, bar->nevents + 1);
     total++;
     event->match = *match;
     event_notifier_init_fd(&event->notifier, fd);
@@ -94,8 +109,9 @@ bool obq_ioeventfds_init(ObBar *bar, Error **errp)
 void obq_ioeventfds_fini(ObBar *bar)
 {
     while (bar->nevents) {
-        ObIoEvent *event = &bar->events[--bar->nevents];
+        ObIoEvent *event = &bar->events[bar->nevents - 1];
 
+        qatomic_set(&bar->nevents, bar->nevents - 1);
         total--;
         if (kvm_enabled()) {
             memory_region_del_eventfd(&bar->trapped, event->match.offset, event->match.size,

@@ -28,7 +28,7 @@ static void raised_cb(EventNotifier *n)
     if (!obq_event_take(n)) {
         return;
     }
-    d->intx.pending = true;
+    qatomic_set(&d->intx.pending, true);
     if (obq_bars_have_maps(d)) {
         timer_del(d->intx.mmap_timer);
         obq_bars_set_mapped(d, false);
@@ -45,18 +45,30 @@ static void eoi_cb(EventNotifier *n)
     }
 }
 
-void obq_intx_served(ObPci *d, bool wait_unlocked)
+static void intx_lower(ObPci *d, bool wait_unlocked)
 {
-    if (!d->intx.pending) {
-        return;
-    }
-    d->intx.pending = false;
+    assert(OB_BQL_HELD());
+    qatomic_set(&d->intx.pending, false);
     pci_irq_deassert(PCI_DEVICE(d));
     if (obq_bars_have_maps(d)) {
         timer_mod(d->intx.mmap_timer,
                   qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) + d->intx_mmap_timeout_ms);
     }
     obq_access_unmask_intx(d, wait_unlocked);
+}
+
+void obq_intx_served(ObPci *d, bool wait_unlocked)
+{
+    bool taken;
+
+    if (!qatomic_read(&d->intx.pending)) {
+        return;
+    }
+    taken = obq_bql_take();
+    if (d->intx.pending) { /* no other vCPU was faster */
+        intx_lower(d, wait_unlocked);
+    }
+    obq_bql_give(taken);
 }
 
 /* What the server listens on for the unmasking of INTx; NULL: nothing. */
@@ -161,7 +173,7 @@ void obq_intx_stop(ObPci *d)
     }
     event_notifier_cleanup(&intx->notifier);
     intx->armed = false;
-    intx->pending = false;
+    qatomic_set(&intx->pending, false);
     pci_irq_deassert(PCI_DEVICE(d));
     timer_free(intx->mmap_timer);
     intx->mmap_timer = NULL;

@@ -32,6 +32,7 @@ void obq_link_complain(ObPci *d, const char *format, ...)
     va_list args;
     char *text;
 
+    assert(OB_BQL_HELD());
     if (now_ms < d->link.quiet_until_ms) {
         return;
     }
@@ -289,7 +290,7 @@ bool obq_link_init(ObPci *d, Error **errp)
     opt.resumed = resumed_cb;
     opt.opaque = d;
 
-    d->link.silent_since_ms = 0;
+    d->link.silent = false;
     d->link.lost = d->link.closing = d->link.gone = d->link.away = false;
     d->link.name = obq_socket_name(d->socket);
     d->link.changed_bh = qemu_bh_new(changed_bh_cb, d);
@@ -308,7 +309,9 @@ void obq_link_fini(ObPci *d)
     struct ob_client *client = d->link.client;
 
     if (client) {
-        d->link.client = NULL;
+        /* For accesses without the BQL, too.
+         * NOLINTNEXTLINE(bugprone-sizeof-expression): a pointer's size is what the macro wants */
+        qatomic_set(&d->link.client, NULL);
         qemu_set_fd_handler(ob_client_fd(client), NULL, NULL, NULL);
         obq_access_drain(d);
         ob_client_free(client);

@@ -8,6 +8,7 @@
 """
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import threading
@@ -125,7 +126,7 @@ class Qemu:
             listeners[name].listen(1)
             listeners[name].settimeout(DEADLINE_S)
         self.process = subprocess.Popen(
-            qemu_command("-machine", machine, "-accel", accel, "-bios", firmware(tmp, code),
+            qemu_command("-machine", machine, "-accel", accel, "-bios", code if isinstance(code, pathlib.Path) else firmware(tmp, code),
                          "-qtest", f"unix:{tmp}/qtest.sock", "-qtest-log", "/dev/null", "-qmp", f"unix:{tmp}/qmp.sock",
                          *(ram or shared_ram()), *args),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
