@@ -128,6 +128,7 @@ static int connect_own(struct own *own, int fd, unsigned spin_us)
     int rc;
 
     opt.spin_us = spin_us;
+    opt.any_files = true;
     opt.dma_lend = lend_ram;
     rc = ob_client_connect_fd(fd, &opt, &own->client, NULL, 0);
     return rc < 0 ? rc : ob_client_dma_map(own->client, 0, RAM_BYTES, OB_DMA_READ, -1, 0);

@@ -31,15 +31,14 @@ struct ob_msg {
     bool fds_lost; /* more fds came than we take: the surplus was closed */
     unsigned nfds;
     struct ob_msg *next; /* for the owner's lists */
+    const void *owner;   /* the channel's */
     uint8_t small[OB_MSG_INLINE];
     int fds[OB_MSG_FDS_MAX];
 };
 
 /* The fd at index becomes the caller's; -1 when there is none (any more). */
 int ob_msg_claim_fd(struct ob_msg *msg, unsigned index);
-/* Whether it is safe to signal: writing to anything else could block, or do something. */
-bool ob_fd_is_eventfd(int fd);
-/* Frees the message and closes the fds nobody claimed. NULL is allowed. */
+/* Frees the message and discards the fds nobody claimed. NULL is allowed. */
 void ob_msg_free(struct ob_msg *msg);
 
 /* Where the data of a reply goes that is waited for, when it has just that size. */
@@ -56,12 +55,20 @@ struct ob_sink {
 #define OB_AHEAD_CLIENT 32u
 #define OB_AHEAD_BULK   1008u
 
+/* Whether fds may come. The receiving half's. */
+enum ob_fds {
+    OB_FDS_TAKEN,
+    OB_FDS_REFUSED, /* by the kernel; some that were sent before may still come */
+    OB_FDS_NONE,    /* none of those is left */
+};
+
 struct ob_channel {
     int fd;
     uint32_t payload_max;
+    const void *owner; /* of what is discarded: see ob_discard_is_full() */
     /* receiving half */
-    uint32_t ahead;             /* OB_AHEAD_*; 0: nothing is read ahead */
-    bool fdless;                /* fds that come now are of no use, and not received */
+    uint32_t ahead; /* OB_AHEAD_*; 0: nothing is read ahead */
+    enum ob_fds expects;
     const struct ob_sink *sink; /* NULL: none */
     struct ob_msg *in;          /* being assembled, or waiting for its first byte; NULL at first */
     uint32_t in_got;            /* bytes of header and payload that are there (or drained) */
@@ -86,7 +93,7 @@ struct ob_channel {
 /* fd is taken, made non-blocking and CLOEXEC. 0 or a negative errno (fd closed): -ENOTSOCK,
  * -EPROTOTYPE when it is not a stream socket. */
 int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max);
-/* Closes the socket, drops what was queued or half received. */
+/* Shuts down and closes the socket, drops what was queued or half received. */
 void ob_channel_fini(struct ob_channel *ch);
 /* `to` goes on with the socket of `from`, and all that is under way there; its own is closed, and
  * what was under way dropped. `from` then has none. */
@@ -96,13 +103,20 @@ void ob_channel_move(struct ob_channel *to, struct ob_channel *from);
  * Never blocks. 1: *out is a whole message, the caller's; 0: nothing whole yet (that the socket is
  * readable all the same is possible: long oversize messages are drained in several calls);
  * -ECONNRESET: the peer closed (*between messages* too); -EPROTO: a msg_size below 16, the stream
- * is lost; other negative errno of recvmsg() or malloc().
+ * is lost; -ETOOMANYREFS: ob_discard_is_full(); other negative errno of recvmsg() or malloc().
  */
 int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out);
 /* The sink goes; the rest of a message that was going into it is dropped. */
 void ob_channel_unsink(struct ob_channel *ch);
 /* Whether a whole message is at hand that poll() may know nothing of. */
 bool ob_channel_ready(const struct ob_channel *ch);
+/*
+ * None are of use from now on: where the kernel is new enough, it refuses what the peer sends with
+ * fds. The receiving thread's.
+ */
+void ob_channel_refuse_fds(struct ob_channel *ch);
+/* It takes them again. Any thread; whoever receives has to put ch->expects to OB_FDS_TAKEN. */
+void ob_channel_pass_fds(const struct ob_channel *ch);
 /* Whether fds may come with a reply to that command. */
 bool ob_reply_takes_fds(uint16_t cmd);
 /* ob_msg_free(), but its memory is kept for a message to come. Any thread. */
@@ -159,6 +173,38 @@ int ob_socket_connect(const char *path, int64_t deadline_ns);
 int ob_socket_listen(const char *path, unsigned mode, int backlog);
 /* The file belongs to that user and group; -1: as it would anyway. -EPERM: we may not do that. */
 int ob_socket_listen_owned(const char *path, unsigned mode, uid_t uid, gid_t gid, int backlog);
+
+/* ---- discard.c: descriptors that came from the peer --------------------------------------- */
+
+/* What may wait to be closed of one owner, when that hangs, before its peer can send no more. */
+#define OB_DISCARD_MAX 64u
+
+/*
+ * What a descriptor is. None of these asks a file system, or waits for anything. Before one of them
+ * has said yes every other call may: fstat(), mmap(), read() of a FUSE file for its daemon, that of
+ * a pipe for whoever is in the middle of another.
+ */
+
+/* Of the kernel's own file systems in memory: a memfd, a file on tmpfs or hugetlbfs. */
+bool ob_fd_is_memory(int fd);
+/* It is safe to signal: writing to anything else could block, or do something. */
+bool ob_fd_is_eventfd(int fd);
+bool ob_fd_is_unix_socket(int fd);
+
+/* Closes fd, which is taken, and never waits. owner: whose peer sent it; NULL: nobody's. Any
+ * thread. */
+void ob_fd_discard(int fd, const void *owner);
+/* The same for a UNIX socket, which is shut down: so is its other end at once. */
+void ob_socket_discard(int fd, const void *owner);
+/* Whether too many of the owner's wait to be closed for its peer to be given more to send. Any
+ * thread, cheap. */
+bool ob_discard_is_full(const void *owner);
+/* Starts the thread for those that may make it wait, in a process that shall start none later. 0 or
+ * a negative errno. */
+int ob_discard_init(void);
+
+/* A detached thread without signals. 0 or a negative errno. */
+int ob_thread_start(void *(*run)(void *), void *arg);
 
 /* ---- signal.c: eventfds that the peer has as well ---------------------------------------------
  */

@@ -5,11 +5,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 int ob_msg_claim_fd(struct ob_msg *msg, unsigned index)
 {
@@ -25,7 +23,7 @@ static void drop_contents(struct ob_msg *msg)
 {
     for (unsigned i = 0; i < msg->nfds; i++) {
         if (msg->fds[i] >= 0)
-            close(msg->fds[i]);
+            ob_fd_discard(msg->fds[i], msg->owner);
     }
     if (msg->payload != msg->small)
         free(msg->payload);
@@ -45,21 +43,13 @@ void ob_channel_recycle(struct ob_channel *ch, struct ob_msg *msg)
     free(__atomic_exchange_n(&ch->spare, msg, __ATOMIC_ACQ_REL));
 }
 
-/* syscalls: readlink, readlinkat */
-bool ob_fd_is_eventfd(int fd)
-{
-    static const char eventfd_link[] = "anon_inode:[eventfd]";
-    char path[32], link[sizeof(eventfd_link)];
-    ssize_t len;
-
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    len = readlink(path, link, sizeof(link));
-    return len == sizeof(eventfd_link) - 1 && memcmp(link, eventfd_link, (size_t)len) == 0;
-}
-
+/* A byte that is urgent comes in its turn: else the kernel would drop it, and what is attached to
+ * it, in the middle of a read. */
 /* syscalls: fcntl(1=F_GETFL), fcntl(1=F_SETFL), fcntl(1=F_SETFD), getsockopt */
+/* syscalls: setsockopt(2=SO_OOBINLINE) */
 static int prepare(int fd)
 {
+    static const int inlined = 1;
     int type, flags = fcntl(fd, F_GETFL);
     socklen_t len = sizeof(type);
 
@@ -67,7 +57,8 @@ static int prepare(int fd)
         return -errno;
     if (type != SOCK_STREAM)
         return -EPROTOTYPE;
-    if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+    if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &inlined, sizeof(inlined)) < 0)
         return -errno;
     return 0;
 }
@@ -78,18 +69,17 @@ int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max)
 
     if (rc < 0) {
         if (fd >= 0)
-            close(fd);
+            ob_socket_discard(fd, NULL);
         return rc;
     }
     *ch = (struct ob_channel){ .fd = fd, .payload_max = payload_max };
     return 0;
 }
 
-/* syscalls: close */
 static void drop_all(struct ob_channel *ch)
 {
     if (ch->fd >= 0)
-        close(ch->fd);
+        ob_socket_discard(ch->fd, ch->owner);
     ob_msg_free(ch->in);
     ob_channel_drop_queue(ch);
 }

@@ -15,6 +15,10 @@
  * messages that follow each other without pause, a read may go beyond such a message; then the fds
  * are those of the last command in it that takes any.
  *
+ * A descriptor that comes is always taken, if only to be discarded: what the kernel drops because
+ * there is no room for it, or because nobody asked, it lets go of in the middle of our read, and
+ * that may wait (see discard.c). So recv() is used only where none can come (enum ob_fds).
+ *
  * Invariant: ch->in_got counts the bytes of the message in ch->in that are there, and ch->nextra
  * is 0 unless that message is whole or has no byte yet. Tests: channel-receive/every-split,
  * channel-receive/merged-messages, channel-receive-fds/merged-fds, channel-receive-fds/bulk-fds.
@@ -25,8 +29,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 /* A payload gets this much memory at first, and more only as its bytes really come: a header
  * that lies about its size costs nothing. */
@@ -34,6 +38,11 @@
 #define DRAIN_CHUNK 16384u
 /* Bytes of an oversize message dropped in one call: it may have 4 GiB, and recv never blocks. */
 #define DRAIN_MAX   (1u << 20)
+
+/* Since Linux 6.16; headers may be older, and the other architectures have other numbers. */
+#if !defined(SO_PASSRIGHTS) && (defined(__x86_64__) || defined(__aarch64__))
+#define SO_PASSRIGHTS 83
+#endif
 
 #define HDR_SIZE ((uint32_t)sizeof(struct ob_wire_hdr))
 
@@ -48,7 +57,7 @@ static void keep_fds(struct ob_msg *msg, const struct cmsghdr *cmsg)
         if (msg->nfds < OB_MSG_FDS_MAX) {
             msg->fds[msg->nfds++] = fd;
         } else {
-            close(fd);
+            ob_fd_discard(fd, msg->owner);
             msg->fds_lost = true;
         }
     }
@@ -56,7 +65,7 @@ static void keep_fds(struct ob_msg *msg, const struct cmsghdr *cmsg)
 
 /* The number of bytes read, -EAGAIN, -ECONNRESET at the end of the stream, or another negative
  * errno. */
-/* syscalls: recvfrom, recvmsg, close */
+/* syscalls: recvfrom, recvmsg */
 static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
 {
     union {
@@ -71,8 +80,11 @@ static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
         .msg_controllen = sizeof(control),
     };
     ssize_t n;
+    int unread;
 
-    if (ch->fdless) { /* a third less than recvmsg() costs */
+    if (ob_discard_is_full(ch->owner))
+        return -ETOOMANYREFS;
+    if (ch->expects == OB_FDS_NONE) { /* a third less than recvmsg() costs */
         do
             n = recv(ch->fd, buf, len, MSG_DONTWAIT);
         while (n < 0 && errno == EINTR);
@@ -82,7 +94,11 @@ static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
         n = recvmsg(ch->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
     if (n < 0)
-        return -errno;
+        n = -errno;
+    if (ch->expects == OB_FDS_REFUSED && ioctl(ch->fd, FIONREAD, &unread) == 0 && unread == 0)
+        ch->expects = OB_FDS_NONE;
+    if (n < 0)
+        return n;
     /* The kernel cuts the list where our buffer, or our limit of open files, ends. */
     if (mh.msg_flags & MSG_CTRUNC)
         ch->in->fds_lost = true;
@@ -254,8 +270,30 @@ static struct ob_msg *new_message(struct ob_channel *ch)
         msg->fds_lost = msg->sunk = false;
         msg->nfds = 0;
         msg->next = NULL;
+        msg->owner = ch->owner;
     }
     return msg;
+}
+
+/* The other end of the socket can, or cannot, send fds from now on. */
+static bool set_passing(const struct ob_channel *ch, int on)
+{
+#ifdef SO_PASSRIGHTS
+    return setsockopt(ch->fd, SOL_SOCKET, SO_PASSRIGHTS, &on, sizeof(on)) == 0;
+#else
+    (void)ch, (void)on;
+    return false;
+#endif
+}
+
+void ob_channel_refuse_fds(struct ob_channel *ch)
+{
+    ch->expects = set_passing(ch, 0) ? OB_FDS_REFUSED : OB_FDS_TAKEN;
+}
+
+void ob_channel_pass_fds(const struct ob_channel *ch)
+{
+    set_passing(ch, 1);
 }
 
 bool ob_reply_takes_fds(uint16_t cmd)

@@ -197,7 +197,7 @@ int ob_client_new(int fd, const struct ob_client_options *opt, struct ob_client 
     int rc;
 
     if (!c) {
-        close(fd);
+        ob_socket_discard(fd, NULL);
         return -ENOMEM;
     }
     c->twin.channel.fd = c->socket_epoll = c->loop_epoll = c->timer_fd = -1;
@@ -206,6 +206,8 @@ int ob_client_new(int fd, const struct ob_client_options *opt, struct ob_client 
         free(c);
         return rc;
     }
+    c->main.channel.owner = c;
+    c->fds_pass = true;
     c->opt = *opt;
     ob_spin_init(&c->spin, opt->spin_us, 0);
     pthread_mutex_init(&c->lock, NULL);
@@ -227,8 +229,13 @@ static const char *take_twin(struct ob_client *c, struct ob_msg *msg)
 
     if (fd < 0)
         return "it speaks of a second socket, and sends none";
+    if (!ob_fd_is_unix_socket(fd)) {
+        ob_fd_discard(fd, msg->owner);
+        return "its second socket is no stream socket";
+    }
     if (ob_channel_init(&twin, fd, OB_PAYLOAD_MAX) < 0)
         return "its second socket is no stream socket";
+    twin.owner = msg->owner;
     ob_client_lock(c); /* end_locked() looks for it */
     ob_channel_move(&c->twin.channel, &twin);
     ob_client_unlock(c);
@@ -402,7 +409,7 @@ int ob_client_connect_fd(int fd, const struct ob_client_options *opt, struct ob_
 
     copy_options(&full, opt);
     if (full.reconnect_ms > 0) {
-        close(fd);
+        ob_socket_discard(fd, NULL);
         return ob_client_refuse(errbuf, errbuf_size, -EINVAL,
                                 "a connection that was made by somebody else cannot be made "
                                 "again: reconnect_ms needs the path of a socket");

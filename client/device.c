@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static int get_info(struct ob_client *c, struct ob_wire_device_info *wire)
 {
@@ -141,12 +140,24 @@ static int get_region_info(struct ob_client *c, uint32_t index, struct ob_msg **
     return 0;
 }
 
+/* The protocol knows one fd for a region. With several nothing says which area is whose, so none is
+ * trusted, and the region is accessed by message. */
+static int take_region_fd(const struct ob_client *c, struct ob_region_layout *layout,
+                          struct ob_msg *reply)
+{
+    if ((layout->flags & OB_REGION_MMAP) && reply->nfds == 1)
+        return c->opt.any_files || ob_fd_is_memory(reply->fds[0]) ? ob_msg_claim_fd(reply, 0) : -1;
+    layout->flags &= ~OB_REGION_MMAP;
+    layout->nareas = 0;
+    return -1;
+}
+
 int ob_client_region_info(struct ob_client *client, uint32_t index, struct ob_region_info *out)
 {
     struct ob_region_layout layout;
     struct ob_msg *reply = NULL;
     const char *why;
-    int fd = -1, rc;
+    int rc;
 
     if (client->memo && index < client->memo->identity.info.num_regions)
         return ob_memo_region_info(client, index, out);
@@ -160,23 +171,15 @@ int ob_client_region_info(struct ob_client *client, uint32_t index, struct ob_re
         return ob_client_die(client, "the server's description of region %u (%s) is wrong: %s",
                              index, ob_strregion(index), why);
     }
-    /* The protocol knows one fd for a region. With several nothing says which area is whose, so
-     * none is trusted, and the region is accessed by message. */
-    if ((layout.flags & OB_REGION_MMAP) && reply->nfds == 1)
-        fd = ob_msg_claim_fd(reply, 0);
-    ob_msg_free(reply);
-    if (fd < 0) {
-        layout.flags &= ~OB_REGION_MMAP;
-        layout.nareas = 0;
-    }
+    out->fd = take_region_fd(client, &layout, reply);
     out->layout = layout;
-    out->fd = fd;
+    ob_msg_free(reply);
     return 0;
 }
 
 void ob_region_info_fini(struct ob_region_info *info)
 {
     if (info->fd >= 0)
-        close(info->fd);
+        ob_fd_discard(info->fd, NULL);
     info->fd = -1;
 }

@@ -31,9 +31,10 @@
  * Where the server agrees there are two sockets, and the server's commands and our answers go
  * over the second one, the twin: so neither side ever has to look for the answer to a DMA request
  * between other messages. The role covers both. Over the main socket fds then come with a few kinds
- * of replies only; while none of those is under way, it is read without looking for fds, which
- * costs less. Who sends the request for one lets a read that has begun come to its end first
- * (fd_replies, reading).
+ * of replies only; while none of those is under way, they are refused where the kernel can do that
+ * (Linux 6.16), and it is read without looking for fds, which costs less. (Elsewhere the kernel
+ * would drop those that came all the same, and could have to wait for that: channel/discard.c.) Who
+ * sends the request for one lets a read that has begun come to its end first (fd_replies, reading).
  *
  * Locking. One lock guards everything in struct ob_client below "guarded"; no callback runs under
  * it. The receiving halves of the channels belong to the role, the sending halves to the lock.
@@ -124,6 +125,7 @@ struct ob_client {
     struct ob_spin spin;           /* belongs to the role */
     unsigned twin_busy;            /* belongs to the role; > 0 while commands come over the twin */
     atomic_uint fd_replies;        /* under way, or late, that may have fds */
+    atomic_bool fds_pass;          /* the kernel takes them of the main socket */
     atomic_uint reading;           /* odd while the main socket is read; written by the role */
     struct ob_socket main, twin;
     int socket_epoll, loop_epoll, timer_fd;

@@ -51,6 +51,9 @@ static void receive_failed(struct ob_client *c, int rc, bool torn)
                               : "the server closed the connection");
     else if (rc == -EPROTO)
         ob_client_die(c, "the server sent a message that claims to be shorter than its header");
+    else if (rc == -ETOOMANYREFS)
+        ob_client_die(c, "more than %u descriptors that the server sent are still not closed",
+                      OB_DISCARD_MAX);
     else
         ob_client_die(c, "the connection broke while receiving: %s", ob_errno_text(-rc));
 }
@@ -101,6 +104,18 @@ static void twin_ended(struct ob_client *c)
     shutdown(c->main.channel.fd, SHUT_RD);
 }
 
+/* While no reply is under way that may have fds, none are taken. Called while c->reading is odd, so
+ * nobody begins to wait for such a reply meanwhile. */
+static void choose_fds(struct ob_client *c)
+{
+    if (atomic_load(&c->fd_replies) > 0)
+        c->main.channel.expects = OB_FDS_TAKEN;
+    else if (atomic_load_explicit(&c->fds_pass, memory_order_relaxed)) {
+        atomic_store_explicit(&c->fds_pass, false, memory_order_relaxed);
+        ob_channel_refuse_fds(&c->main.channel);
+    }
+}
+
 /* Takes one message from the socket; NULL: no whole one is there, or the stream has ended. Called
  * with the role, without the lock. */
 static struct ob_msg *next_message(struct ob_client *c, struct ob_socket *s)
@@ -115,7 +130,7 @@ static struct ob_msg *next_message(struct ob_client *c, struct ob_socket *s)
         s->channel.ahead = many ? OB_AHEAD_BULK : OB_AHEAD_CLIENT;
     if (fdless) {
         atomic_store(&c->reading, reading + 1);
-        s->channel.fdless = atomic_load(&c->fd_replies) == 0;
+        choose_fds(c);
     }
     rc = ob_channel_recv(&s->channel, &msg);
     if (fdless)

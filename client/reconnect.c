@@ -10,7 +10,6 @@
 #include "client/memo.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,7 +20,6 @@
 #define STABLE_NS    1000000000
 /* ob_client_shutdown() waits for one connect() at most. */
 #define CONNECT_MS   100
-#define STACK_SIZE   (256u << 10)
 
 enum outcome { BACK, AGAIN, NEVER };
 
@@ -115,9 +113,13 @@ static int connect_attempt(struct ob_client *c, int64_t end_ns, struct ob_client
     int64_t deadline_ns = timeout_ns < end_ns ? timeout_ns : end_ns;
     struct ob_client_options opt = c->opt;
     int64_t soon_ns = ob_deadline_ns(CONNECT_MS);
-    int fd = ob_socket_connect(c->memo->path, soon_ns < deadline_ns ? soon_ns : deadline_ns);
-    int rc;
+    int fd, rc;
 
+    if (ob_discard_is_full(c))
+        return ob_client_refuse(
+            why, size, -ETOOMANYREFS,
+            "more than %u descriptors that the server sent are still not closed", OB_DISCARD_MAX);
+    fd = ob_socket_connect(c->memo->path, soon_ns < deadline_ns ? soon_ns : deadline_ns);
     if (fd < 0)
         return ob_client_connect_failed(c->memo->path, fd, why, size);
     opt.lost = NULL;
@@ -128,6 +130,7 @@ static int connect_attempt(struct ob_client *c, int64_t end_ns, struct ob_client
         return ob_client_refuse(why, size, rc, "cannot set up the connection: %s",
                                 ob_errno_text(-rc));
     (*out)->owner = c;
+    (*out)->main.channel.owner = c;
     limit(*out, end_ns);
     ob_client_lock(c);
     if (c->state == OB_CLIENT_INTERRUPTED)
@@ -182,6 +185,7 @@ static int take_sockets_locked(struct ob_client *c, struct ob_client *n)
     ob_client_want_output_locked(c, &c->twin);
     c->nlate = c->nbatch = 0;
     c->fd_replies = 0;
+    c->fds_pass = true;
     c->dma_maps = n->dma_maps;
     c->eager = OB_CLIENT_EAGER;
     return 0;
@@ -419,25 +423,6 @@ static void *run(void *opaque)
     return NULL;
 }
 
-/* Signals are for the embedder's threads. */
-static int start_thread(struct ob_client *c)
-{
-    sigset_t all, before;
-    pthread_attr_t attr;
-    pthread_t thread;
-    int rc;
-
-    sigfillset(&all);
-    pthread_attr_init(&attr);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attr, STACK_SIZE);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&thread, &attr, run, c);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
-    return rc;
-}
-
 void ob_reconnect_start(struct ob_client *c)
 {
     char why[128];
@@ -445,12 +430,12 @@ void ob_reconnect_start(struct ob_client *c)
 
     ob_client_lock(c);
     if (c->state == OB_CLIENT_INTERRUPTED && !c->memo->running) {
-        rc = start_thread(c);
+        rc = ob_thread_start(run, c);
         c->memo->running = rc == 0;
     }
     ob_client_unlock(c);
     if (rc != 0) {
-        snprintf(why, sizeof(why), "there is no thread to reconnect: %s", ob_errno_text(rc));
+        snprintf(why, sizeof(why), "there is no thread to reconnect: %s", ob_errno_text(-rc));
         give_up(c, why);
     }
 }

@@ -67,6 +67,8 @@ static void expect_fds_locked(struct ob_client *c)
     reading = atomic_load(&c->reading);
     while ((reading & 1) && atomic_load(&c->reading) == reading)
         sched_yield();
+    if (!atomic_exchange(&c->fds_pass, true))
+        ob_channel_pass_fds(&c->main.channel);
 }
 
 /* The reply came, or will not come. */

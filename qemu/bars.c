@@ -6,8 +6,8 @@
  * any more.
  *
  * A map is file memory of the server. Only files that cannot shrink are mapped: a guest's access
- * beyond the end of one would end the VM. Its accesses go by message then, unless the user trusts
- * the server (x-mmap-unsealed).
+ * beyond the end of one would end the VM. And only shared memory, which no file system can make us
+ * wait for. Other accesses go by message, unless the user trusts the server (x-mmap-unsealed).
  */
 #include "device.h"
 
@@ -108,10 +108,11 @@ static bool bar_check(ObPci *d, unsigned i, uint64_t size, Error **errp)
 
 static bool bar_may_map(const ObBar *bar, const struct ob_region_info *info)
 {
-    if (!bar->d->mmap_unsealed && ob_region_can_shrink(info)) {
-        info_report("%s (%s): BAR%u is not mapped but accessed by message: the server's "
-                    "file could shrink under the guest (x-mmap-unsealed=on trusts it not to)",
-                    obq_type_name(bar->d), bar->d->link.name, bar->index);
+    if (info->fd < 0 || (!bar->d->mmap_unsealed && ob_region_can_shrink(info))) {
+        info_report(
+            "%s (%s): BAR%u is not mapped but accessed by message: the server's "
+            "file could shrink or stall under the guest (x-mmap-unsealed=on trusts it not to)",
+            obq_type_name(bar->d), bar->d->link.name, bar->index);
         return false;
     }
     return true;
@@ -122,11 +123,8 @@ static void bar_map_areas(ObBar *bar, const struct ob_region_info *info)
     ObPci *d = bar->d;
     unsigned areas = info->layout.nareas ? info->layout.nareas : 1;
 
-    if (!(info->layout.flags & OB_REGION_MMAP) || info->fd < 0 ||
-        (bar->type & PCI_BASE_ADDRESS_SPACE_IO)) {
-        return;
-    }
-    if (!bar_may_map(bar, info)) {
+    if (!(info->layout.flags & OB_REGION_MMAP) || (bar->type & PCI_BASE_ADDRESS_SPACE_IO) ||
+        !bar_may_map(bar, info)) {
         return;
     }
     bar->maps = g_new0(ObBarMap, areas);
@@ -248,7 +246,7 @@ static bool bar_remap(ObBar *bar)
     if (ob_client_region_info(bar->d->link.client, bar->index, &info) < 0) {
         return false;
     }
-    good = info.fd >= 0 && bar_may_map(bar, &info);
+    good = (info.layout.flags & OB_REGION_MMAP) && bar_may_map(bar, &info);
     for (unsigned i = 0; good && i < bar->nmaps; i++) {
         ObBarMap *map = &bar->maps[i];
         uint64_t size;

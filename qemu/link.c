@@ -288,6 +288,7 @@ bool obq_link_init(ObPci *d, Error **errp)
     opt.lost = lost_cb;
     opt.interrupted = interrupted_cb;
     opt.resumed = resumed_cb;
+    opt.any_files = d->mmap_unsealed;
     opt.opaque = d;
 
     d->link.silent = false;

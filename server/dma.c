@@ -46,7 +46,7 @@ static int map_new(struct ob_server *server, const struct ob_wire_dma_map *reque
 
     if (!map) {
         if (fd >= 0)
-            close(fd);
+            ob_fd_discard(fd, server);
         return -ENOMEM;
     }
     /* A reader may still look at what was here before. */
@@ -262,6 +262,7 @@ int ob_dma_init(struct ob_server *server)
 {
     struct ob_dma_table *table = &server->dma;
 
+    table->files.owner = server;
     table->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (table->wake_fd >= 0)
         table->wake = ob_source_add(server, table->wake_fd, EPOLLIN, on_wake, server);

@@ -12,6 +12,7 @@
  *
  * What is not shared memory is refused, unless the embedder takes it: a page of it may be a file
  * system's of the client's own making (FUSE), whose answer a touch of it would wait for, for ever.
+ * So would already fstat(), and close(): see channel/discard.c.
  */
 #include "server/internal.h"
 
@@ -37,6 +38,7 @@ struct ob_dma_file {
     uint64_t start; /* where in the file */
     int guard;      /* against its being cut */
     int fd;         /* OB_DMA_BY_FILE, else -1 */
+    bool memory;    /* shared memory */
     bool whole;     /* all of it is mapped */
     bool shared;    /* it is in the table of files: the largest that there is of it */
     struct ob_dma_file *next;
@@ -131,21 +133,19 @@ static int map_range(struct ob_dma_file *file, int fd, uint64_t start, uint64_t 
     return 0;
 }
 
-static bool is_memory(const struct statfs *fs)
-{
-    return fs->f_type == HUGETLBFS_MAGIC || fs->f_type == TMPFS_MAGIC;
-}
-
 /* Mappings of huge pages begin and end at huge pages. */
+/* syscalls: fstatfs */
 static int map_file(struct ob_dma_files *files, struct ob_dma_file *file,
-                    const struct ob_dma_map *map, int fd, const struct stat *st,
-                    const struct statfs *fs)
+                    const struct ob_dma_map *map, int fd, const struct stat *st)
 {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), size = (uint64_t)st->st_size;
+    struct statfs fs;
 
-    if (fs->f_type == HUGETLBFS_MAGIC)
-        page = (uint64_t)fs->f_bsize;
-    if (is_memory(fs) && size <= WHOLE_BYTES_MAX - files->whole_bytes &&
+    if (fstatfs(fd, &fs) != 0)
+        return -errno;
+    if (fs.f_type == HUGETLBFS_MAGIC)
+        page = (uint64_t)fs.f_bsize;
+    if (file->memory && size <= WHOLE_BYTES_MAX - files->whole_bytes &&
         map_range(file, fd, 0, size, page) == 0) {
         files->whole_bytes += file->length;
         file->whole = true;
@@ -155,15 +155,9 @@ static int map_file(struct ob_dma_files *files, struct ob_dma_file *file,
     return map_range(file, fd, map->offset, map->offset + map->size, page);
 }
 
-/* Whether there may be one more of it. */
-/* syscalls: fstatfs */
-static int check_file(const struct ob_dma_files *files, const struct ob_dma_map *map, int fd,
-                      struct statfs *fs)
+/* Whether there may be one more. */
+static int check_room(const struct ob_dma_files *files, const struct ob_dma_map *map)
 {
-    if (fstatfs(fd, fs) != 0)
-        return -errno;
-    if (!is_memory(fs) && !files->any)
-        return -EPERM;
     if (files->count == OB_DMA_FILES_MAX)
         return -ENOSPC;
     return map->mode == OB_DMA_BY_FILE && files->nfds == OB_DMA_FDS_MAX ? -EMFILE : 0;
@@ -174,8 +168,7 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
                     const struct stat *st, struct ob_dma_file **out)
 {
     struct ob_dma_file *file;
-    struct statfs fs;
-    int rc = check_file(files, map, *fd, &fs);
+    int rc = check_room(files, map);
 
     if (rc < 0)
         return rc;
@@ -188,8 +181,9 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
     file->prot = map->prot;
     file->guard = -1;
     file->fd = -1;
+    file->memory = ob_fd_is_memory(*fd);
     if (map->mode == OB_DMA_BY_MMAP)
-        rc = map_file(files, file, map, *fd, st, &fs);
+        rc = map_file(files, file, map, *fd, st);
     if (rc < 0) {
         free(file);
         return rc;
@@ -198,7 +192,7 @@ static int new_file(struct ob_dma_files *files, const struct ob_dma_map *map, in
         file->fd = *fd;
         *fd = -1;
         files->nfds++;
-        if (is_memory(&fs))
+        if (file->memory)
             list(files, file, st, map);
     }
     files->count++;
@@ -213,6 +207,8 @@ static int open_file(struct ob_dma_files *files, struct ob_dma_map *map, int *fd
     struct stat st;
     int rc;
 
+    if (!files->any && !ob_fd_is_memory(*fd))
+        return errno == EBADF ? -EBADF : -EPERM;
     if (fstat(*fd, &st) != 0)
         return -errno;
     /* The file must have the memory: it would be a SIGBUS later. */
@@ -238,8 +234,10 @@ int ob_dma_file_open(struct ob_dma_files *files, struct ob_dma_map *map, int fd)
 {
     int rc = open_file(files, map, &fd);
 
-    if (fd >= 0)
-        close(fd);
+    if (rc == 0 && fd >= 0 && map->file->memory)
+        close(fd); /* not the last reference: it is mapped */
+    else if (fd >= 0)
+        ob_fd_discard(fd, files->owner);
     return rc;
 }
 
@@ -255,7 +253,7 @@ void ob_dma_file_close(struct ob_dma_files *files, struct ob_dma_file *file)
     if (file->base)
         munmap(file->base, file->length);
     if (file->fd >= 0) {
-        close(file->fd);
+        ob_fd_discard(file->fd, files->owner);
         files->nfds--;
     }
     files->count--;

@@ -56,6 +56,7 @@ struct ob_dma_files {
     uint32_t count, nfds;                           /* files; descriptors that are kept */
     uint64_t whole_bytes;                           /* address space they take */
     bool any;                                       /* not only of shared memory */
+    const void *owner;                              /* of what is discarded */
 };
 
 struct ob_dma_leaf;

@@ -258,11 +258,11 @@ static int lobby_enter(struct ob_server *server, int fd)
     struct ob_session *session, **end = &server->lobby;
 
     if (!is_allowed(server, fd)) {
-        close(fd);
+        ob_socket_discard(fd, server);
         return -EACCES;
     }
     if (!lobby_make_room(server)) {
-        close(fd);
+        ob_socket_discard(fd, server);
         return -EBUSY;
     }
     session = ob_session_new(server, fd);
@@ -294,16 +294,37 @@ static void turn_away(struct ob_server *server)
         close(server->spare_fd);
     fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0)
-        close(fd);
+        ob_socket_discard(fd, server);
     server->spare_fd = fcntl(server->wake_fd, F_DUPFD_CLOEXEC, 0);
+}
+
+/*
+ * As long as clients have left too much behind that cannot be closed, nobody is let in: each
+ * connection could leave more. Then the listener reports each newcomer once, and does not go on
+ * reporting those who wait.
+ */
+static bool is_closed(struct ob_server *server)
+{
+    bool closed = ob_discard_is_full(server);
+
+    if (closed && !(server->listener->events & EPOLLET))
+        lobby_log(server, OB_LOG_ERROR,
+                  "nobody can connect: more than %u descriptors that clients sent are still not "
+                  "closed",
+                  OB_DISCARD_MAX);
+    ob_source_mod(server, server->listener, closed ? EPOLLIN | EPOLLET : EPOLLIN);
+    return closed;
 }
 
 static void listener_ready(void *opaque, uint32_t events)
 {
     struct ob_server *server = opaque;
-    int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd;
 
     (void)events;
+    if (is_closed(server))
+        return;
+    fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0)
         lobby_enter(server, fd);
     else if (errno == EMFILE || errno == ENFILE)
@@ -394,6 +415,21 @@ int ob_server_listen_fd(struct ob_server *server, int fd)
     return rc;
 }
 
+/* A listening socket takes along who has connected and was not accepted, and what they sent. One
+ * that the embedder gave us may still be listened to by others: it is not emptied. */
+static void close_listener(struct ob_server *server)
+{
+    int fd;
+
+    ob_source_del(server, server->listener);
+    if (server->path) {
+        shutdown(server->listen_fd, SHUT_RDWR);
+        while ((fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+            ob_socket_discard(fd, server);
+    }
+    close(server->listen_fd);
+}
+
 /* syscalls[removes]: newfstatat, stat, unlink, unlinkat */
 void ob_lobby_fini(struct ob_server *server)
 {
@@ -401,10 +437,8 @@ void ob_lobby_fini(struct ob_server *server)
 
     while (server->lobby)
         lobby_drop(server->lobby);
-    if (server->listen_fd >= 0) {
-        ob_source_del(server, server->listener);
-        close(server->listen_fd);
-    }
+    if (server->listen_fd >= 0)
+        close_listener(server);
     /* Another server may have taken the path over meanwhile: its file stays. */
     if (server->path && stat(server->path, &st) == 0 && st.st_dev == server->path_dev &&
         st.st_ino == server->path_ino)

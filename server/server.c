@@ -175,6 +175,11 @@ struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque)
     return server;
 }
 
+int ob_server_start_closer(void)
+{
+    return ob_discard_init();
+}
+
 static void close_fd(int fd)
 {
     if (fd >= 0)

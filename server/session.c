@@ -30,7 +30,7 @@ struct ob_session *ob_session_new(struct ob_server *server, int fd)
     socklen_t len = sizeof(peer);
 
     if (!session) {
-        close(fd);
+        ob_socket_discard(fd, server);
         return NULL;
     }
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
@@ -39,6 +39,7 @@ struct ob_session *ob_session_new(struct ob_server *server, int fd)
         free(session);
         return NULL;
     }
+    session->ch.owner = server;
     session->twin.fd = -1;
     session->server = server;
     session->serial = ++server->serials;
@@ -82,6 +83,9 @@ void ob_session_broken(struct ob_session *session, int rc)
         ob_session_doom(session, "it closed the connection");
     else if (rc == -EPROTO)
         ob_session_doom(session, "a message shorter than its header");
+    else if (rc == -ETOOMANYREFS)
+        ob_session_doom(session, "more than %u descriptors that it sent are still not closed",
+                        OB_DISCARD_MAX);
     else
         ob_session_doom(session, "%s", strerror(-rc));
 }
@@ -277,6 +281,7 @@ int ob_session_add_twin(struct ob_session *session)
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
         return -1;
     if (ob_channel_init(&session->twin, fds[0], OB_PAYLOAD_MAX) == 0) {
+        session->twin.owner = session->server;
         session->twin.ahead = OB_AHEAD_SERVER;
         session->twin_source = ob_source_add(session->server, fds[0], EPOLLIN, twin_ready, session);
     }

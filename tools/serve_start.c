@@ -128,6 +128,8 @@ int serve_start(const struct serve_request *req, void *device)
     if (status)
         return status;
     rc = req->device->start ? req->device->start(device) : 0;
+    if (rc == 0)
+        rc = ob_server_start_closer();
     if (rc < 0)
         return fail(req->who, "cannot start threads: %s", strerror(-rc));
     if (!HAS_SANITIZER)

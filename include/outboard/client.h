@@ -86,6 +86,13 @@ struct ob_client_options {
      */
     const void *(*dma_lend)(void *opaque, uint64_t address, uint32_t count, void **loan);
     void (*dma_return)(void *opaque, void *loan);
+    /*
+     * Regions may be in files of any kind. Without it only shared memory is taken (memfd, tmpfs,
+     * hugetlbfs): whoever runs the file system of another file (FUSE, NFS) can make
+     * ob_region_map(), and each access to a mapping, wait for ever. So this trusts the server.
+     * Since 0.1.
+     */
+    bool any_files;
 };
 
 #define OB_CLIENT_OPTIONS_INIT                                                  \
@@ -205,12 +212,13 @@ struct ob_irq_info {
 /* A region and, when it is mappable, its fd. */
 struct ob_region_info {
     struct ob_region_layout layout;
-    int fd; /* -1: none. Owned by the caller: close it, or ob_region_info_fini() does */
+    int fd; /* -1: none. Owned by the caller: ob_region_info_fini() closes it, and never waits */
 };
 
 int ob_client_device_info(struct ob_client *client, struct ob_device_info *out);
 /* out->layout was checked: every area lies in the region and in no other area. A region that says
- * OB_REGION_MMAP without sending an fd comes back without that flag. */
+ * OB_REGION_MMAP without sending an fd comes back without that flag; one whose file is not taken
+ * (see any_files) with it, but no fd. */
 int ob_client_region_info(struct ob_client *client, uint32_t index, struct ob_region_info *out);
 void ob_region_info_fini(struct ob_region_info *info);
 /*

@@ -59,6 +59,13 @@ struct ob_server *ob_server_new(const struct ob_server_ops *ops, void *opaque);
 /* Drops the client, removes the socket file if it was created here, frees everything. Every
  * ob_dma_ref has been put, no callback is under way. NULL is allowed. */
 void ob_server_free(struct ob_server *server);
+/*
+ * Starts the thread that is else started when a client sends descriptors that may take long to be
+ * closed, which none does by accident: for a process that shall start no thread later. Without it
+ * such descriptors stay open, and their clients are let go when they are many. There is one thread
+ * for all servers and clients of the process. 0 or a negative errno. Since 0.1.
+ */
+int ob_server_start_closer(void);
 
 /* ---- Offering it -------------------------------------------------------------------------- */
 

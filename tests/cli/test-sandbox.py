@@ -94,7 +94,7 @@ def _(tmp):
     for words in HELD:
         with Server(*command(words, tmp, image)) as server:
             tids = threads(server.process.pid)
-            assert len(tids) == (9 if "threads" in words else 1), (words, tids)
+            assert len(tids) == (10 if "threads" in words else 2), (words, tids)
             for tid in tids:
                 status = status_of(server.process.pid, tid)
                 for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") + ("CapBnd",) * (os.geteuid() == 0):

@@ -20,6 +20,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "channel/channel.h"
 #include "harness.h"
 
 #define ROUND_S    10 /* of milliseconds that it takes */
@@ -442,6 +443,7 @@ void faults_init(void)
     struct sigaction action = { .sa_handler = say_fault, .sa_flags = SA_RESETHAND | SA_NODEFER };
 
     is_main = true;
+    CHECK_INT(ob_discard_init(), 0);              /* is started once, and stays */
     json_set_alloc_funcs(json_malloc, json_free); /* the linker does not reach into it */
     sigaction(SIGALRM, &action, NULL);
     sigaction(SIGABRT, &action, NULL);
@@ -462,7 +464,7 @@ static void try_one(unsigned nth, unsigned outcome, void (*round)(void *opaque),
     round(opaque);
     plan.active = false;
     alarm(0);
-    fds_left = test_count_fds() - fds;
+    fds_left = test_settle_fds(fds) - fds;
     if (fds_left || allocations != memory || mapped_bytes != bytes)
         test_fail(__FILE__, __LINE__,
                   "%s: %d descriptors, %lld allocations, %lld mapped bytes are left", faults_what(),

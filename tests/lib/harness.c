@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <ftw.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -80,6 +81,16 @@ int test_count_fds(void)
     return count - 3; /* ".", ".." and the directory itself */
 }
 
+int test_settle_fds(int expected)
+{
+    int64_t end_ms = test_now_ms() + 2000;
+    int count;
+
+    while ((count = test_count_fds()) != expected && test_now_ms() < end_ms)
+        poll(NULL, 0, 1);
+    return count;
+}
+
 int64_t test_now_ms(void)
 {
     struct timespec ts;
@@ -101,7 +112,7 @@ static int run_case(int argc, char **argv)
         main_pid = getpid();
         int before = test_count_fds();
         tc->run();
-        int after = test_count_fds();
+        int after = test_settle_fds(before);
         if (after != before)
             test_fail(__FILE__, __LINE__, "%s left %d file descriptors open", tc->name,
                       after - before);

@@ -28,6 +28,9 @@ _Noreturn void test_skip(const char *why);
 
 /* Number of open file descriptors of this process. */
 int test_count_fds(void);
+/* The same, when it is that number, or two seconds are over: descriptors that a peer sent are
+ * closed by a thread of the library (channel/discard.c). */
+int test_settle_fds(int expected);
 /* A directory for this case's sockets and files, removed after it. */
 const char *test_tmpdir(void);
 /* Milliseconds of a monotonic clock. */

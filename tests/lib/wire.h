@@ -39,7 +39,8 @@ struct pair {
 
 void open_pair(struct pair *p, uint32_t payload_max);
 void close_pair(struct pair *p);
-int open_null(void);
+/* A descriptor to be sent. */
+int open_memory(void);
 
 /* Byte i of the payload of message id. */
 uint8_t pattern(unsigned id, size_t i);

@@ -10,7 +10,7 @@
 
 TEST(every_split, "every-split")
 {
-    const int fds[2] = { open_null(), open_null() };
+    const int fds[2] = { open_memory(), open_memory() };
     uint8_t buf[64];
     struct pair p;
 
@@ -32,7 +32,7 @@ TEST(every_split, "every-split")
 
 TEST(every_two_splits, "every-two-splits")
 {
-    const int fd = open_null();
+    const int fd = open_memory();
     uint8_t buf[64];
     size_t len = make_msg(buf, 9, 10);
     struct pair p;
@@ -71,7 +71,7 @@ TEST(byte_by_byte, "byte-by-byte")
 
 TEST(merged, "merged-messages")
 {
-    const int fds[2] = { open_null(), open_null() };
+    const int fds[2] = { open_memory(), open_memory() };
     uint8_t buf[256];
     size_t len = make_msg(buf, 1, 20);
     struct pair p;
@@ -175,7 +175,7 @@ TEST(sink, "data-that-is-waited-for-goes-where-it-belongs")
 TEST(oversize, "oversize-is-drained-and-the-stream-goes-on")
 {
     static uint8_t buf[8192];
-    const int fd = open_null();
+    const int fd = open_memory();
     struct ob_msg *msg;
     struct pair p;
 
@@ -291,7 +291,7 @@ TEST(flags_changed, "never-blocks-when-the-socket-was-made-blocking")
 
 TEST(peer_closes, "peer-closes-at-every-byte")
 {
-    const int fd = open_null();
+    const int fd = open_memory();
     uint8_t buf[64];
     size_t len = make_msg(buf, 1, 12);
     struct ob_msg *msg;
@@ -328,7 +328,7 @@ TEST(size_below_header, "size-below-the-header-ends-the-stream")
 
 TEST(recv_faults, "receive-fails-at-every-call")
 {
-    const int fd = open_null();
+    const int fd = open_memory();
     uint8_t buf[256];
     size_t len = make_msg(buf, 1, 50);
 

@@ -50,7 +50,7 @@ static struct ob_msg *pump(struct ob_channel *from, struct ob_channel *to)
 /* L-11 and others take header and payload only in one piece each. */
 TEST(one_sendmsg, "one-message-is-one-sendmsg")
 {
-    const int fd = open_null();
+    const int fd = open_memory();
     struct pair p;
     uint8_t want[64], got[64];
 
@@ -72,7 +72,7 @@ TEST(corked, "corked-messages-go-out-together-and-are-not-overtaken")
     struct ob_wire_hdr hdr = { .cmd = 9 };
     char bytes[3000] = { 0 };
     struct iovec small = { bytes, 100 }, large = { bytes, sizeof(bytes) };
-    const int fd = open_null();
+    const int fd = open_memory();
     struct pair p;
 
     open_pair(&p, 64);
@@ -112,7 +112,7 @@ TEST(corked, "corked-messages-go-out-together-and-are-not-overtaken")
 
 TEST(queue_order, "queue-keeps-order")
 {
-    const int fd = open_null();
+    const int fd = open_memory();
     struct ob_channel a, b;
     uint16_t id = 0;
 
@@ -203,7 +203,7 @@ TEST(impossible, "impossible-messages-are-refused-and-nothing-is-sent")
 TEST(send_faults, "send-fails-at-every-call")
 {
     static const uint32_t sizes[4] = { 40, 0, 3000, 1 };
-    const int fd = open_null();
+    const int fd = open_memory();
 
     for (enum fault fault = FAULT_EINTR; fault < FAULTS; fault++) {
         unsigned nth = 1;
@@ -232,7 +232,7 @@ TEST(send_faults, "send-fails-at-every-call")
 
 TEST(short_sends, "sends-of-one-byte-at-a-time")
 {
-    const int fd = open_null();
+    const int fd = open_memory();
     struct ob_channel a, b;
 
     open_channels(&a, &b);
@@ -254,7 +254,7 @@ TEST(short_sends, "sends-of-one-byte-at-a-time")
 
 TEST(no_memory_to_queue, "no-memory-to-queue-never-tears-the-stream")
 {
-    const int fd = open_null();
+    const int fd = open_memory();
     struct ob_channel a, b;
     struct ob_msg *msg;
 
@@ -401,7 +401,7 @@ TEST(init, "only-a-stream-socket-becomes-a-channel")
     struct ob_channel ch;
     int fds[2];
 
-    CHECK_INT(ob_channel_init(&ch, open_null(), 64), -ENOTSOCK);
+    CHECK_INT(ob_channel_init(&ch, open_memory(), 64), -ENOTSOCK);
     CHECK_INT(ob_channel_init(&ch, -1, 64), -EBADF);
     CHECK_INT(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), 0);
     CHECK_INT(ob_channel_init(&ch, fds[0], 64), -EPROTOTYPE);

@@ -249,7 +249,7 @@ static void run_all(enum injection kind, int with_error, bool transparent)
         int rc = session(kind, n, with_error);
         if (rc != 0 && (transparent || !happened || rc > 0))
             test_fail(__FILE__, __LINE__, "call %ld: %d", n, rc);
-        CHECK_INT(test_count_fds(), fds);
+        CHECK_INT(test_settle_fds(fds), fds);
         if (!happened) {
             CHECK(n > 3); /* such calls there were */
             break;

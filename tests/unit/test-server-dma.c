@@ -301,7 +301,7 @@ TEST(bad_maps, "maps-that-cannot-be-are-refused")
     CHECK_INT(peer_map(&peer, 0, PAGE, RW | OB_DMA_ACCESS_MMAP, -1, 0), -EINVAL);
     CHECK_INT(peer_map(&peer, 0, PAGE, RW | OB_DMA_ACCESS_FILE, -1, 0), -EINVAL);
     CHECK_INT(peer_map(&peer, 0, PAGE, RW | 0x10, -1, 0), -EINVAL);
-    CHECK_INT(peer_map(&peer, 0, PAGE, RW, pipes[0], 0), -EINVAL);
+    CHECK_INT(peer_map(&peer, 0, PAGE, RW, pipes[0], 0), -EPERM);
     CHECK_INT(peer_unmap(&peer, 0, 0, OB_DMA_UNMAP_ALL), 0); /* nothing was mapped */
     CHECK_INT(device.unmaps, 0);
     peer_close(&peer);

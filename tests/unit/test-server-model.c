@@ -60,7 +60,7 @@ static int run(const struct sequence *s, int said)
         alarm(PATIENCE);
         fds = test_count_fds();
         model_run(s->commands, s->count, at);
-        CHECK_INT(test_count_fds(), fds);
+        CHECK_INT(test_settle_fds(fds), fds);
         _exit(0);
     }
     CHECK_INT(waitpid(pid, &status, 0), pid);

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Letting go of descriptors that a peer sent, without waiting for the peer.
+ *
+ * Theory. close() asks the file system behind a file to flush it (FUSE, NFS), and the last
+ * reference to a file that goes may linger (TCP with SO_LINGER), drain (a terminal) or free
+ * gigabytes. The peer chooses the file, so each of these can take for ever. What is known to go at
+ * once is closed at once: an eventfd, and memory files that are not large. Nobody can pass anything
+ * else off as these: only the kernel's own memory file systems have seals, and only it names
+ * anonymous inodes; and to ask for the one or the other waits for nobody. Everything else is closed
+ * by the closer, a thread that is made when it is first needed.
+ *
+ * A UNIX socket takes what is unread in it along, descriptors too, and theirs. When it was shut
+ * down nothing is added any more, so it is closed at once if it is empty then.
+ *
+ * The closer may hang in one of them, and all others then wait behind it. Each has an owner, and an
+ * owner with more than OB_DISCARD_MAX of them takes nothing more from its peer:
+ * ob_discard_is_full(). Many that are closed in their turn do no harm.
+ * Should there be no room at all, descriptors stay open until the process ends.
+ *
+ * The end of the process closes descriptors as well, and there the kernel waits.
+ *
+ * Invariant: a descriptor in `waiting` is nobody else's. Tests: test-discard.c,
+ * test-client-discard.c, test-server-discard.c, cli/hanging-files, qemu/hanging-files.
+ */
+#include "channel/channel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define ROOM       1024u
+/* So many may wait as long as the closer gets on; it hangs when it has not for so long. */
+#define BUSY_MAX   (8 * OB_DISCARD_MAX)
+#define HANGS_NS   20000000
+/* Memory that a file may have, in blocks of 512 bytes, to be freed at once: 16 MiB, a millisecond.
+ */
+#define BLOCKS_MAX (16 << 11)
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t more = PTHREAD_COND_INITIALIZER, changed = PTHREAD_COND_INITIALIZER;
+/* guarded */
+static struct {
+    int fd;
+    const void *owner;
+} waiting[ROOM];
+static int64_t progress_ns; /* when it closed the last one, or began */
+static pid_t closer_of;     /* the process that has the thread: none is inherited by fork() */
+static pid_t runs_in;       /* the process in which it runs */
+/* written under the lock */
+static unsigned nwaiting;
+
+/* syscalls: close */
+static void *closer(void *unused)
+{
+    (void)unused;
+    pthread_mutex_lock(&lock);
+    runs_in = getpid();
+    pthread_cond_broadcast(&changed);
+    for (;;) {
+        int fd;
+
+        while (nwaiting == 0)
+            pthread_cond_wait(&more, &lock);
+        fd = waiting[0].fd;
+        __atomic_store_n(&nwaiting, nwaiting - 1, __ATOMIC_RELAXED);
+        memmove(waiting, waiting + 1, nwaiting * sizeof(waiting[0]));
+        pthread_mutex_unlock(&lock);
+        close(fd);
+        pthread_mutex_lock(&lock);
+        progress_ns = ob_now_ns();
+    }
+    return NULL;
+}
+
+static int start_locked(void)
+{
+    pid_t self = getpid();
+    int rc = 0;
+
+    if (closer_of != self)
+        rc = ob_thread_start(closer, NULL);
+    if (rc == 0)
+        closer_of = self;
+    return rc;
+}
+
+int ob_discard_init(void)
+{
+    int rc;
+
+    pthread_mutex_lock(&lock);
+    rc = start_locked();
+    while (rc == 0 && runs_in != closer_of) /* until then it calls what a sandbox forbids */
+        pthread_cond_wait(&changed, &lock);
+    pthread_mutex_unlock(&lock);
+    return rc;
+}
+
+bool ob_discard_is_full(const void *owner)
+{
+    unsigned mine = 0;
+    bool full;
+
+    if (__atomic_load_n(&nwaiting, __ATOMIC_RELAXED) <= OB_DISCARD_MAX)
+        return false;
+    pthread_mutex_lock(&lock);
+    for (unsigned i = 0; i < nwaiting; i++)
+        mine += waiting[i].owner == owner;
+    full = nwaiting == ROOM || mine > BUSY_MAX ||
+           (mine > OB_DISCARD_MAX && ob_now_ns() - progress_ns > HANGS_NS);
+    pthread_mutex_unlock(&lock);
+    return full;
+}
+
+/* A thread that cannot be had now is tried for with the next one. */
+static void hand_over(int fd, const void *owner)
+{
+    pthread_mutex_lock(&lock);
+    if (nwaiting == 0)
+        progress_ns = ob_now_ns();
+    if (nwaiting < ROOM) {
+        waiting[nwaiting].fd = fd;
+        waiting[nwaiting].owner = owner;
+        __atomic_store_n(&nwaiting, nwaiting + 1, __ATOMIC_RELAXED);
+        start_locked();
+        pthread_cond_signal(&more);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* syscalls: fcntl(1=F_GET_SEALS) */
+bool ob_fd_is_memory(int fd)
+{
+    return fcntl(fd, F_GET_SEALS) >= 0;
+}
+
+/* syscalls: readlink, readlinkat */
+bool ob_fd_is_eventfd(int fd)
+{
+    static const char eventfd_link[] = "anon_inode:[eventfd]";
+    char path[32], link[sizeof(eventfd_link)];
+    ssize_t len;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    len = readlink(path, link, sizeof(link));
+    return len == sizeof(eventfd_link) - 1 && memcmp(link, eventfd_link, (size_t)len) == 0;
+}
+
+/* syscalls: getsockopt */
+bool ob_fd_is_unix_socket(int fd)
+{
+    int domain;
+    socklen_t len = sizeof(domain);
+
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
+}
+
+/* syscalls: fstat, newfstatat */
+static bool goes_at_once(int fd)
+{
+    struct stat st;
+
+    if (ob_fd_is_memory(fd))
+        return fstat(fd, &st) == 0 && st.st_blocks <= BLOCKS_MAX;
+    return ob_fd_is_eventfd(fd);
+}
+
+void ob_fd_discard(int fd, const void *owner)
+{
+    if (goes_at_once(fd))
+        close(fd);
+    else
+        hand_over(fd, owner);
+}
+
+/* syscalls: shutdown, ioctl(1=FIONREAD) */
+void ob_socket_discard(int fd, const void *owner)
+{
+    int unread;
+
+    shutdown(fd, SHUT_RDWR);
+    if (ioctl(fd, FIONREAD, &unread) == 0 && unread == 0)
+        close(fd);
+    else
+        hand_over(fd, owner);
+}
