@@ -196,6 +196,9 @@ bool ob_fd_is_unix_socket(int fd);
 void ob_fd_discard(int fd, const void *owner);
 /* The same for a UNIX socket, which is shut down: so is its other end at once. */
 void ob_socket_discard(int fd, const void *owner);
+/* Tries to have a memory file keep its size, at least. Waits for 0.1 s at most; F_GET_SEALS says
+ * what came of it. fd is borrowed. */
+void ob_fd_seal(int fd);
 /* Whether too many of the owner's wait to be closed for its peer to be given more to send. Any
  * thread, cheap. */
 bool ob_discard_is_full(const void *owner);

@@ -13,6 +13,10 @@
  * A UNIX socket takes what is unread in it along, descriptors too, and theirs. When it was shut
  * down nothing is added any more, so it is closed at once if it is empty then.
  *
+ * To add a seal waits for who is writing to the file, and who is in the middle of that may wait for
+ * a page fault that is never served (FUSE, userfaultfd). So the closer adds seals, too, and is not
+ * waited for as long as that.
+ *
  * The closer may hang in one of them, and all others then wait behind it. Each has an owner, and an
  * owner with more than OB_DISCARD_MAX of them takes nothing more from its peer:
  * ob_discard_is_full(). Many that are closed in their turn do no harm.
@@ -39,6 +43,8 @@
 /* So many may wait as long as the closer gets on; it hangs when it has not for so long. */
 #define BUSY_MAX   (8 * OB_DISCARD_MAX)
 #define HANGS_NS   20000000
+/* A seal takes a few microseconds, and a thread that wakes up. */
+#define SEAL_NS    100000000
 /* Memory that a file may have, in blocks of 512 bytes, to be freed at once: 16 MiB, a millisecond.
  */
 #define BLOCKS_MAX (16 << 11)
@@ -49,10 +55,12 @@ static pthread_cond_t more = PTHREAD_COND_INITIALIZER, changed = PTHREAD_COND_IN
 static struct {
     int fd;
     const void *owner;
+    bool seal; /* it is to be sealed before */
 } waiting[ROOM];
-static int64_t progress_ns; /* when it closed the last one, or began */
-static pid_t closer_of;     /* the process that has the thread: none is inherited by fork() */
-static pid_t runs_in;       /* the process in which it runs */
+static uint64_t given, done; /* to the closer, and by it, which works in order */
+static int64_t progress_ns;  /* when it closed the last one, or began */
+static pid_t closer_of;      /* the process that has the thread: none is inherited by fork() */
+static pid_t runs_in;        /* the process in which it runs */
 /* written under the lock */
 static unsigned nwaiting;
 
@@ -62,19 +70,26 @@ static void *closer(void *unused)
     (void)unused;
     pthread_mutex_lock(&lock);
     runs_in = getpid();
+    done = given - nwaiting;
     pthread_cond_broadcast(&changed);
     for (;;) {
+        bool seal;
         int fd;
 
         while (nwaiting == 0)
             pthread_cond_wait(&more, &lock);
         fd = waiting[0].fd;
+        seal = waiting[0].seal;
         __atomic_store_n(&nwaiting, nwaiting - 1, __ATOMIC_RELAXED);
         memmove(waiting, waiting + 1, nwaiting * sizeof(waiting[0]));
         pthread_mutex_unlock(&lock);
+        if (seal)
+            fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
         close(fd);
         pthread_mutex_lock(&lock);
         progress_ns = ob_now_ns();
+        done++;
+        pthread_cond_broadcast(&changed);
     }
     return NULL;
 }
@@ -119,19 +134,46 @@ bool ob_discard_is_full(const void *owner)
     return full;
 }
 
-/* A thread that cannot be had now is tried for with the next one. */
+/* A thread that cannot be had now is tried for with the next one. False: no room. */
+static bool hand_over_locked(int fd, const void *owner, bool seal)
+{
+    if (nwaiting == ROOM)
+        return false;
+    if (nwaiting == 0)
+        progress_ns = ob_now_ns();
+    waiting[nwaiting].fd = fd;
+    waiting[nwaiting].owner = owner;
+    waiting[nwaiting].seal = seal;
+    __atomic_store_n(&nwaiting, nwaiting + 1, __ATOMIC_RELAXED);
+    given++;
+    start_locked();
+    pthread_cond_signal(&more);
+    return true;
+}
+
 static void hand_over(int fd, const void *owner)
 {
     pthread_mutex_lock(&lock);
-    if (nwaiting == 0)
-        progress_ns = ob_now_ns();
-    if (nwaiting < ROOM) {
-        waiting[nwaiting].fd = fd;
-        waiting[nwaiting].owner = owner;
-        __atomic_store_n(&nwaiting, nwaiting + 1, __ATOMIC_RELAXED);
-        start_locked();
-        pthread_cond_signal(&more);
-    }
+    hand_over_locked(fd, owner, false);
+    pthread_mutex_unlock(&lock);
+}
+
+void ob_fd_seal(int fd)
+{
+    int64_t until_ns = ob_now_ns() + SEAL_NS;
+    struct timespec until = { until_ns / 1000000000, until_ns % 1000000000 };
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0), rc = 0;
+    uint64_t mine;
+
+    if (copy < 0)
+        return;
+    pthread_mutex_lock(&lock);
+    /* It would come too late, and there is to be room for what has an owner. */
+    if (nwaiting > OB_DISCARD_MAX || !hand_over_locked(copy, NULL, true))
+        close(copy);
+    mine = given;
+    while (done < mine && rc == 0)
+        rc = pthread_cond_clockwait(&changed, &lock, CLOCK_MONOTONIC, &until);
     pthread_mutex_unlock(&lock);
 }
 

@@ -154,7 +154,11 @@ bool ob_region_can_shrink(const struct ob_region_info *info)
 {
     int seals = fcntl(info->fd, F_GET_SEALS);
 
-    if (seals < 0 || (!(seals & F_SEAL_SHRINK) && fcntl(info->fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0))
+    if (seals < 0 || (seals & (F_SEAL_SHRINK | F_SEAL_SEAL)) == F_SEAL_SEAL)
         return true;
-    return of_huge_pages(info->fd);
+    if (!(seals & F_SEAL_SHRINK)) {
+        ob_fd_seal(info->fd);
+        seals = fcntl(info->fd, F_GET_SEALS);
+    }
+    return seals < 0 || !(seals & F_SEAL_SHRINK) || of_huge_pages(info->fd);
 }

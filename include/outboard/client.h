@@ -230,7 +230,7 @@ int ob_region_map(const struct ob_region_info *info, uint32_t area, void **out, 
 /* Whether the server could cut the file behind the region later, or take pages out of it that the
  * kernel may not be able to replace (huge pages), so that an access through a mapping ends this
  * process with SIGBUS. Seals the file against that where it can be sealed.
- * Since 0.1. */
+ * Waits for 0.1 s at most. Since 0.1. */
 bool ob_region_can_shrink(const struct ob_region_info *info);
 /* Eventfds that the server wants signalled in place of writes to a region. */
 struct ob_region_io_fds {

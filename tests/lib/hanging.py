@@ -7,6 +7,7 @@
 """
 import contextlib
 import ctypes
+import mmap
 import os
 import pathlib
 import socket
@@ -63,6 +64,17 @@ class FuseFiles:
         self.process.kill()  # whatever waits for it is told that it has gone
         self.process.wait()
         self.where.rmdir()
+
+    def hold(self, fd):
+        """Begins to write to the file what never comes."""
+        def write():
+            with contextlib.suppress(OSError):
+                os.write(fd, memory)
+
+        file = self.open()
+        memory = mmap.mmap(file, SIZE)
+        os.close(file)
+        threading.Thread(target=write, daemon=True).start()
 
     def open(self):
         self.socket.send(b"x")

@@ -154,4 +154,25 @@ def _(tmp):
         m.unplug()
 
 
+@case("a-bar-whose-file-is-being-written-for-ever-is-reached-by-message")
+def _(tmp):
+    memory = os.memfd_create("bar", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, 4096)
+
+    def region_info(device, payload):
+        if payload[8]:
+            return device.cmd_5(payload, [])
+        return struct.pack("<IIIIQQ", 32, 7, 0, 0, 4096, 0), [memory]
+
+    with machine(tmp) as (fake, m), FuseFiles(tmp) as files:
+        fake.on[GET_REGION_INFO] = region_info
+        files.hold(memory)
+        with prompt("plug"):
+            assert m.plug()
+        m.vm.wait_said("BAR0 is not mapped")
+        m.works()
+        m.unplug()
+    os.close(memory)
+
+
 main()
