@@ -290,6 +290,7 @@ bool obq_link_init(ObPci *d, Error **errp)
     opt.resumed = resumed_cb;
     opt.any_files = d->mmap_unsealed;
     opt.opaque = d;
+    opt.single_socket = true; /* the server can hold the lock of one that it makes (SECURITY.md) */
 
     d->link.silent = false;
     d->link.lost = d->link.closing = d->link.gone = d->link.away = false;
