@@ -2,6 +2,7 @@
 #include "world.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -9,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -103,6 +105,29 @@ int __wrap_munmap(void *addr, size_t len)
     if (rc == 0)
         mapped -= whole_pages(len);
     return rc;
+}
+
+/* ---- Descriptors that the peer sent --------------------------------------------------------- */
+
+void __wrap_ob_fd_discard(int fd, const void *owner);
+void __wrap_ob_socket_discard(int fd, const void *owner);
+void __wrap_ob_fd_seal(int fd);
+
+void __wrap_ob_fd_discard(int fd, const void *owner)
+{
+    (void)owner;
+    close(fd);
+}
+
+void __wrap_ob_socket_discard(int fd, const void *owner)
+{
+    shutdown(fd, SHUT_RDWR);
+    __wrap_ob_fd_discard(fd, owner);
+}
+
+void __wrap_ob_fd_seal(int fd)
+{
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
 }
 
 /* ---- Time ----------------------------------------------------------------------------------- */

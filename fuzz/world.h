@@ -9,6 +9,7 @@
  *                                 that nothing can end is a finding
  *   timerfd_*()                   fire by that clock, until close()
  *   mmap(), munmap()              are counted
+ *   ob_fd_discard() and the like  close at once, as no descriptor here can hang (kinds.h)
  *
  * So a run depends on its input alone, and takes no time.
  */
