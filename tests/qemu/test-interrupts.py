@@ -48,7 +48,8 @@ class Msix:
     def take(self, vector):
         """Whether the message has come; takes it away."""
         value = self.vm.read(LANDING + 4 * vector, 4)
-        self.vm.write(LANDING + 4 * vector, 4, 0)
+        if value:  # else it may come between the two
+            self.vm.write(LANDING + 4 * vector, 4, 0)
         assert value in (0, 0xA000 + vector), hex(value)
         return bool(value)
 
