@@ -209,8 +209,7 @@ int ob_discard_init(void);
 /* A detached thread without signals. 0 or a negative errno. */
 int ob_thread_start(void *(*run)(void *), void *arg);
 
-/* ---- signal.c: eventfds that the peer has as well ---------------------------------------------
- */
+/* ---- signal.c: eventfds that the peer has as well ------------------------------------------ */
 
 /* Before the others, in a process that shall make no system call for it later; may be repeated. */
 void ob_signal_init(void);

@@ -45,8 +45,7 @@
 #define HANGS_NS   20000000
 /* A seal takes a few microseconds, and a thread that wakes up. */
 #define SEAL_NS    100000000
-/* Memory that a file may have, in blocks of 512 bytes, to be freed at once: 16 MiB, a millisecond.
- */
+/* Blocks of 512 bytes that a file may have to be freed at once: 16 MiB, a millisecond. */
 #define BLOCKS_MAX (16 << 11)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -169,8 +168,10 @@ void ob_fd_seal(int fd)
         return;
     pthread_mutex_lock(&lock);
     /* It would come too late, and there is to be room for what has an owner. */
-    if (nwaiting > OB_DISCARD_MAX || !hand_over_locked(copy, NULL, true))
+    if (nwaiting > OB_DISCARD_MAX || !hand_over_locked(copy, NULL, true)) {
         close(copy);
+        rc = -EAGAIN;
+    }
     mine = given;
     while (done < mine && rc == 0)
         rc = pthread_cond_clockwait(&changed, &lock, CLOCK_MONOTONIC, &until);

@@ -172,8 +172,8 @@ static int access_result(ObPci *d, int rc, const char *what, uint32_t region, ui
     return rc;
 }
 
-int obq_access_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32_t count,
-                    bool wait_unlocked)
+static int access_region(ObPci *d, bool is_write, uint32_t region, uint64_t offset, void *data,
+                         uint32_t count, bool wait_unlocked)
 {
     Wait wait;
     struct ob_client *client = access_enter(d, wait_unlocked, &wait);
@@ -181,25 +181,24 @@ int obq_access_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint
     int rc;
 
     do {
-        rc = client ? ob_client_region_read(client, region, offset, data, count) : -ENOTCONN;
+        rc = !client    ? -ENOTCONN
+             : is_write ? ob_client_region_write(client, region, offset, data, count)
+                        : ob_client_region_read(client, region, offset, data, count);
     } while (wait_unlocked && access_again(d, client, rc, &until_ms));
     access_leave(d, &wait);
-    return access_result(d, rc, "read", region, offset);
+    return access_result(d, rc, is_write ? "write" : "read", region, offset);
+}
+
+int obq_access_read(ObPci *d, uint32_t region, uint64_t offset, void *data, uint32_t count,
+                    bool wait_unlocked)
+{
+    return access_region(d, false, region, offset, data, count, wait_unlocked);
 }
 
 int obq_access_write(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
                      bool wait_unlocked)
 {
-    Wait wait;
-    struct ob_client *client = access_enter(d, wait_unlocked, &wait);
-    int64_t until_ms = 0;
-    int rc;
-
-    do {
-        rc = client ? ob_client_region_write(client, region, offset, data, count) : -ENOTCONN;
-    } while (wait_unlocked && access_again(d, client, rc, &until_ms));
-    access_leave(d, &wait);
-    return access_result(d, rc, "write", region, offset);
+    return access_region(d, true, region, offset, (void *)data, count, wait_unlocked);
 }
 
 int obq_access_post(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,

@@ -271,8 +271,7 @@ static void twin_ready(void *opaque, uint32_t events)
     ob_session_rearm(session);
 }
 
-/* Of datagram sockets also one of a pair can send to any that has a name.
- */
+/* Of datagram sockets also one of a pair can send to any that has a name. */
 /* syscalls: socketpair(0=AF_UNIX 1&0xf=SOCK_STREAM) */
 int ob_session_add_twin(struct ob_session *session)
 {
