@@ -19,6 +19,7 @@ from qtest import MASTER, MEMORY, Qemu, QmpError, device, firmware, qemu_command
 FEATURE, ROM = 16, 6
 SLOT, OTHER_SLOT, MSIX_CAP = 6, 5, 0x40
 PAM = 0x5A  # in the host bridge: whether 0xc0000 is RAM
+UNTOUCHED = 0x100  # of the other device's BAR: not among the WILD addresses that a server may write to meanwhile
 ALL_ONES = 0xFFFFFFFF
 SHORT_MS, LONG_MS = 150, 20000
 SLOWEST_S = 3  # of what takes milliseconds; whoever waited for the server would take LONG_MS
@@ -59,8 +60,8 @@ class Machine:
         start = time.monotonic()
         assert self.vm.qmp("query-status")["running"]
         self.enable(self.other)
-        self.other.bar_write(0, 0, 4, 0x12345678)
-        assert self.other.bar_read(0, 0, 4) == 0x12345678
+        self.other.bar_write(0, UNTOUCHED, 4, 0x12345678)
+        assert self.other.bar_read(0, UNTOUCHED, 4) == 0x12345678
         assert time.monotonic() - start < SLOWEST_S
 
     def enable(self, pci):
