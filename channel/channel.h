@@ -119,6 +119,8 @@ void ob_channel_refuse_fds(struct ob_channel *ch);
 void ob_channel_pass_fds(const struct ob_channel *ch);
 /* Whether fds may come with a reply to that command. */
 bool ob_reply_takes_fds(uint16_t cmd);
+/* A message without a byte, or NULL without memory. Any thread. */
+struct ob_msg *ob_channel_new_message(struct ob_channel *ch);
 /* ob_msg_free(), but its memory is kept for a message to come. Any thread. */
 void ob_channel_recycle(struct ob_channel *ch, struct ob_msg *msg);
 

@@ -25,6 +25,7 @@ void ob_caps_default(struct ob_caps *caps)
         .max_dma_maps = OB_DMA_MAPS_DEFAULT,
         .pgsizes = OB_PGSIZES_DEFAULT,
         .twin_fd_index = -1,
+        .ring_fd_index = -1,
     };
 }
 
@@ -105,21 +106,35 @@ static int get_object(const json_t *object, const char *key, const char *sentenc
     return *out && !json_is_object(*out) ? refuse(why, sentence) : 0;
 }
 
-static int parse_twin(const json_t *twin, bool is_reply, struct ob_caps *caps, const char **why)
+/* Something that comes along with the reply as a file descriptor, and what is wrong with it. */
+struct along {
+    const char *key, *no_object, *no_boolean, *no_index, *index_missing;
+};
+
+#define ALONG(key)                                                       \
+    {                                                                    \
+        key, key " is not an object", key ".supported is not a boolean", \
+            key ".fd_index is not the index of a file descriptor",       \
+            key " is on, but has no fd_index"                            \
+    }
+
+static int parse_along(const json_t *caps, const struct along *along, bool is_reply,
+                       bool *supported, int *fd_index, const char **why)
 {
     uint64_t index = UINT64_MAX;
-    int rc = get_bool(twin, "supported", "twin_socket.supported is not a boolean",
-                      &caps->twin_socket, why);
+    const json_t *object;
+    int rc = get_object(caps, along->key, along->no_object, &object, why);
 
-    if (rc < 0 || !is_reply || !caps->twin_socket)
+    if (rc == 0 && object)
+        rc = get_bool(object, "supported", along->no_boolean, supported, why);
+    if (rc < 0 || !is_reply || !*supported)
         return rc;
-    rc = get_number(twin, "fd_index", 0, OB_MSG_FDS_MAX - 1,
-                    "twin_socket.fd_index is not the index of a file descriptor", &index, why);
+    rc = get_number(object, "fd_index", 0, OB_MSG_FDS_MAX - 1, along->no_index, &index, why);
     if (rc < 0)
         return rc;
     if (index == UINT64_MAX)
-        return refuse(why, "twin_socket is on, but has no fd_index");
-    caps->twin_fd_index = (int)index;
+        return refuse(why, along->index_missing);
+    *fd_index = (int)index;
     return 0;
 }
 
@@ -162,7 +177,8 @@ static int parse_numbers(const json_t *object, struct ob_caps *caps, const char 
 
 static int parse_caps(const json_t *root, bool is_reply, struct ob_caps *caps, const char **why)
 {
-    const json_t *object, *twin, *migration;
+    static const struct along twin = ALONG("twin_socket"), ring = ALONG("access_ring");
+    const json_t *object, *migration;
 
     if (!json_is_object(root))
         return refuse(why, "the version data is not a JSON object");
@@ -177,9 +193,9 @@ static int parse_caps(const json_t *root, bool is_reply, struct ob_caps *caps, c
         rc = get_bool(object, "mapped_order", "mapped_order is not a boolean", &caps->mapped_order,
                       why);
     if (rc == 0)
-        rc = get_object(object, "twin_socket", "twin_socket is not an object", &twin, why);
-    if (rc == 0 && twin)
-        rc = parse_twin(twin, is_reply, caps, why);
+        rc = parse_along(object, &twin, is_reply, &caps->twin_socket, &caps->twin_fd_index, why);
+    if (rc == 0)
+        rc = parse_along(object, &ring, is_reply, &caps->ring, &caps->ring_fd_index, why);
     if (rc == 0)
         rc = get_object(object, "migration", "migration is not an object", &migration, why);
     if (rc == 0 && migration)
@@ -235,6 +251,14 @@ static void put_number(struct printer *p, const char *key, uint64_t value, uint6
         put(p, ",\"%s\":%" PRIu64, key, value);
 }
 
+static void put_along(struct printer *p, const char *key, bool is_reply, int fd_index)
+{
+    put(p, ",\"%s\":{\"supported\":true", key);
+    if (is_reply)
+        put(p, ",\"fd_index\":%d", fd_index);
+    put(p, "}");
+}
+
 /* NOLINTNEXTLINE(readability-non-const-parameter): it is written through the printer */
 int ob_caps_print(const struct ob_caps *caps, bool is_reply, char *buf, size_t size)
 {
@@ -249,12 +273,10 @@ int ob_caps_print(const struct ob_caps *caps, bool is_reply, char *buf, size_t s
         put(&p, ",\"write_multiple\":true");
     if (caps->mapped_order)
         put(&p, ",\"mapped_order\":true");
-    if (caps->twin_socket) {
-        put(&p, ",\"twin_socket\":{\"supported\":true");
-        if (is_reply)
-            put(&p, ",\"fd_index\":%d", caps->twin_fd_index);
-        put(&p, "}");
-    }
+    if (caps->twin_socket)
+        put_along(&p, "twin_socket", is_reply, caps->twin_fd_index);
+    if (caps->ring)
+        put_along(&p, "access_ring", is_reply, caps->ring_fd_index);
     if (caps->migration) {
         put(&p, ",\"migration\":{\"pgsize\":%" PRIu64, caps->migration_pgsize);
         put_number(&p, "max_bitmap_size", caps->migration_max_bitmap_size, 0);

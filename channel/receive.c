@@ -257,8 +257,8 @@ void ob_channel_unsink(struct ob_channel *ch)
     msg->len = 0;
 }
 
-/* A message without a byte. Its fds stay unset as long as nfds is 0. */
-static struct ob_msg *new_message(struct ob_channel *ch)
+/* Its fds stay unset as long as nfds is 0. */
+struct ob_msg *ob_channel_new_message(struct ob_channel *ch)
 {
     struct ob_msg *msg = __atomic_exchange_n(&ch->spare, NULL, __ATOMIC_ACQ_REL);
 
@@ -332,7 +332,7 @@ static int leave_extra(struct ob_channel *ch)
     struct ob_msg *from = ch->in, *to = NULL;
 
     if ((from->nfds > ch->own_fds || from->fds_lost != ch->own_lost) && extra_has_fds(ch)) {
-        to = new_message(ch);
+        to = ob_channel_new_message(ch);
         if (!to)
             return -ENOMEM;
         to->nfds = from->nfds - ch->own_fds;
@@ -361,7 +361,7 @@ bool ob_channel_ready(const struct ob_channel *ch)
 int ob_channel_recv(struct ob_channel *ch, struct ob_msg **out)
 {
     if (!ch->in) {
-        ch->in = new_message(ch);
+        ch->in = ob_channel_new_message(ch);
         if (!ch->in)
             return -ENOMEM;
         ch->in_got = 0;

@@ -20,7 +20,7 @@
 #define PAUSE_MAX      2048u
 #define HOG_NS         300000 /* who polls, or has a request to send, gives the CPU back sooner */
 #define HOG_MOVE_NS    100000000
-#define MARGIN_NS      2000
+#define MARGIN_NS      8000
 #define FORGET_DIVISOR 128
 #define MODE_WORTH_NS  6000  /* what two switches of context cost, with what is done between them */
 #define MODE_SETTLE    12u   /* waits of a trial until both ends are placed */
@@ -264,9 +264,8 @@ void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield)
         spin->shared = 0;
 }
 
-void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns)
+static void learn(struct ob_spin *spin, int64_t waited_ns)
 {
-    mode_learn(spin, waited_ns);
     if (waited_ns > spin->budget_ns) {
         spin->score /= 2;
         return;
@@ -277,4 +276,15 @@ void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns)
         spin->peak_ns = waited_ns;
     else
         spin->peak_ns -= (spin->peak_ns - waited_ns) / FORGET_DIVISOR;
+}
+
+void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns)
+{
+    mode_learn(spin, waited_ns);
+    learn(spin, waited_ns);
+}
+
+void ob_spin_flows(struct ob_spin *spin)
+{
+    learn(spin, 0);
 }

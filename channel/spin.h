@@ -71,5 +71,7 @@ void ob_spin_end(void);
 void ob_spin_relax(struct ob_spin *spin, unsigned i, bool yield);
 /* How long the wait took in the end, sleep included. */
 void ob_spin_learn(struct ob_spin *spin, int64_t waited_ns);
+/* What came was there already: nobody waited. This is not the end of a wait that has begun. */
+void ob_spin_flows(struct ob_spin *spin);
 
 #endif

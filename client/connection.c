@@ -166,6 +166,7 @@ void ob_client_free(struct ob_client *c)
     ob_channel_fini(&c->main.channel);
     if (c->twin.channel.fd >= 0)
         ob_channel_fini(&c->twin.channel);
+    ob_ring_unmap(c);
     if (c->socket_epoll >= 0)
         close(c->socket_epoll);
     if (c->loop_epoll >= 0)
@@ -313,6 +314,7 @@ int ob_client_negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, 
 
     ob_caps_offer(&ours);
     ours.twin_socket = !c->opt.single_socket;
+    ours.ring = true;
     ob_caps_offer_migration(&ours);
     rc = ob_caps_print(&ours, false, json, sizeof(json));
     if (rc < 0)
@@ -326,6 +328,8 @@ int ob_client_negotiate(struct ob_client *c, int64_t deadline_ns, char *errbuf, 
     if (rc != 0)
         return negotiation_failed(c, rc, errbuf, size);
     why = take_version(c, reply);
+    if (!why && c->caps.ring)
+        ob_ring_map(c, reply);
     ob_msg_free(reply);
     if (why)
         return ob_client_refuse(errbuf, size, -EPROTONOSUPPORT, "the server cannot be used: %s",

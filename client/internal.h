@@ -36,6 +36,10 @@
  * would drop those that came all the same, and could have to wait for that: channel/discard.c.) Who
  * sends the request for one lets a read that has begun come to its end first (fd_replies, reading).
  *
+ * Where the server has a ring and polls it, accesses to registers go into that in place of the main
+ * socket (ring.c). They are in the pending table like other requests; who waits looks at the entry
+ * first, and asks for the answer over the socket before it sleeps. That needs no role.
+ *
  * Locking. One lock guards everything in struct ob_client below "guarded"; no callback runs under
  * it. The receiving halves of the channels belong to the role, the sending halves to the lock.
  */
@@ -46,6 +50,7 @@
 #include <stdatomic.h>
 
 #include "channel/channel.h"
+#include "channel/ring.h"
 #include "channel/spin.h"
 #include "outboard/client.h"
 
@@ -70,6 +75,8 @@
 #define OB_CLIENT_DMA_WINDOW  128u
 /* Calls by one thread after which it counts as the only one. */
 #define OB_CLIENT_SHARED      64u
+/* Waits, while several threads call, after which the CPU is given to the others. */
+#define OB_CLIENT_TURNS       32u
 /* Waits in a row that were spent polling, after which the main socket is taken out of its epoll: it
  * would cost the server 0.1 us for each message. */
 #define OB_CLIENT_UNHOOK      32u
@@ -92,8 +99,11 @@ struct ob_request {
     int result; /* when done: 0 and reply is set, or a negative number */
     struct ob_msg *reply;
     int64_t start_ns, deadline_ns;
-    uint64_t posted;          /* writes before it, for a memo */
-    bool after_reset;         /* one of which nobody knows whether it was carried out */
+    uint64_t posted;             /* writes before it, for a memo */
+    bool after_reset;            /* one of which nobody knows whether it was carried out */
+    struct ob_ring_entry *entry; /* where the result may be found; NULL: over the socket. The
+                                  * caller's, as what follows */
+    uint32_t ring_at, ring_count;
     struct ob_waiter *waiter; /* the thread that sleeps until this is done, if one does */
     struct ob_request *next;  /* in its bucket */
 };
@@ -128,6 +138,7 @@ struct ob_client {
     atomic_bool fds_pass;          /* the kernel takes them of the main socket */
     atomic_uint reading;           /* odd while the main socket is read; written by the role */
     struct ob_socket main, twin;
+    struct ob_ring *ring; /* NULL: none; changes only while nobody is looking */
     int socket_epoll, loop_epoll, timer_fd;
     pthread_condattr_t monotonic;
     atomic_int state;                /* enum ob_client_state; set under the lock */
@@ -144,6 +155,7 @@ struct ob_client {
     pthread_t limit_thread;
     unsigned shared;    /* > 0: several threads call; counted down by calls of one */
     pthread_t caller;   /* the last */
+    unsigned turns;     /* waits while several call, in which the CPU was not given to others */
     bool armed;         /* socket_epoll is armed in loop_epoll */
     bool unhooked;      /* the main socket is out of socket_epoll for a while; never while armed */
     unsigned polled;    /* waits in a row that were spent polling */
@@ -151,6 +163,11 @@ struct ob_client {
     int64_t waited_ns;  /* when the last wait ended */
     unsigned ncommands; /* of the server, that were served */
     unsigned eager;     /* waits during which the loop is not left disarmed */
+    bool ring_on;       /* commands may be put into the ring */
+    uint32_t ring_at;   /* commands that were */
+    unsigned looking;   /* threads without the role that look at the ring without the lock */
+    struct ob_request *ring_owners[OB_RING_ENTRIES]; /* whose result is, or will be, in an entry */
+    uint32_t nsent; /* commands that were sent over the main socket */
     uint16_t last_id;
     atomic_uint npending; /* written under the lock */
     unsigned nlate;
@@ -222,7 +239,7 @@ int ob_request_finish(struct ob_client *c, struct ob_request *req, uint32_t min,
 /* Both. reply may be NULL. */
 int ob_request_call(struct ob_client *c, uint16_t cmd, const struct ob_body *body, uint32_t min,
                     uint32_t max, struct ob_msg **reply);
-/* Ends every request with -ENOTCONN. */
+/* Ends every request: with -ENOTCONN, unless its result is in the ring. */
 void ob_request_abort_all_locked(struct ob_client *c);
 /* Takes a reply that came in. */
 void ob_request_complete_locked(struct ob_client *c, struct ob_msg *msg);
@@ -240,6 +257,26 @@ int ob_client_post_locked(struct ob_client *c, const struct ob_wire_region_acces
                           const void *data);
 /* Sends, or queues, the writes that were collected. After a failure they are kept. */
 int ob_client_end_batch_locked(struct ob_client *c);
+
+/* ---- ring.c: accesses without system calls ------------------------------------------------- */
+
+/* Takes the ring that came with the reply to VERSION, if it is of use. */
+void ob_ring_map(struct ob_client *c, struct ob_msg *msg);
+void ob_ring_unmap(struct ob_client *c);
+/* That of n becomes c's, as its sockets do, and the old one n's. Nobody looks at either. */
+void ob_ring_move_locked(struct ob_client *c, struct ob_client *n);
+/* Puts the command into the ring, where it is an access that can be and the server will look.
+ * False: it has to go over the socket. req: NULL for a posted write. */
+bool ob_ring_put_locked(struct ob_client *c, const struct ob_wire_hdr *hdr,
+                        const struct ob_body *body, struct ob_request *req);
+/* Whether the ring has the result. By the thread whose request it is, without the lock. */
+bool ob_ring_done(const struct ob_request *req);
+/* Completes the request if so. */
+void ob_ring_complete_locked(struct ob_client *c, struct ob_request *req);
+/* The request does not look for its result there any more. */
+void ob_ring_leave_locked(struct ob_client *c, const struct ob_request *req);
+/* The same, else has the answer sent over the socket: nobody looks at the ring any more. */
+void ob_ring_ask_locked(struct ob_client *c, struct ob_request *req);
 
 /* ---- receive.c ---------------------------------------------------------------------------- */
 
@@ -274,6 +311,11 @@ void ob_client_wait_ended_locked(struct ob_client *c, int64_t now_ns);
 void ob_client_tick_locked(struct ob_client *c);
 /* Keeps EPOLLOUT in socket_epoll right after something was sent or queued. */
 void ob_client_want_output_locked(struct ob_client *c, struct ob_socket *s);
+
+/* ---- region.c ----------------------------------------------------------------------------- */
+
+/* Whether a file that has seals, and so is the kernel's own, can lose what is mapped of it. */
+bool ob_fd_can_shrink(int fd);
 
 /* ---- dma.c -------------------------------------------------------------------------------- */
 

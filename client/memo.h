@@ -6,8 +6,8 @@
  * Theory. When the connection dies the client is INTERRUPTED, and one thread (reconnect.c) tries
  * to make a new one: connect, negotiate, compare who answers with who was there (identity), set up
  * what was set up (restore), and only then exchange the sockets under the lock of the client
- * (adopt), while nobody has the receive role. All of it is done on a client of its own, the
- * attempt; so a server that fails in the middle of it is one attempt that failed.
+ * (adopt), while nobody has the receive role or looks at the ring. All of it is done on a client of
+ * its own, the attempt; so a server that fails in the middle of it is one attempt that failed.
  *
  *   state         left for        by
  *   CONNECTED     INTERRUPTED     whoever finds the connection dead

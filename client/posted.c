@@ -27,6 +27,8 @@ static int post_locked(struct ob_client *c, uint16_t cmd, const struct ob_body *
                                .cmd = cmd,
                                .flags = OB_HDR_COMMAND | OB_HDR_NO_REPLY };
 
+    if (ob_ring_put_locked(c, &hdr, body, NULL))
+        return 0;
     return ob_client_queue_locked(c, &c->main, &hdr, body);
 }
 
@@ -99,11 +101,15 @@ static int write_now_locked(struct ob_client *c, const struct ob_wire_region_acc
 
     if (wire->count > OB_WRITE_MULTI_DATA)
         return -EMSGSIZE;
+    if (ob_ring_put_locked(
+            c, &hdr, &(struct ob_body){ wire, sizeof(*wire), data, wire->count, NULL, 0 }, NULL))
+        return 0;
     rc = c->main.wants_output ? ob_client_flush_locked(c, &c->main) : 0;
     if (rc == 0 && c->nbatch > 0) /* the channel knows nothing of those */
         rc = -EAGAIN;
     if (rc == 0)
         rc = ob_channel_try(&c->main.channel, &hdr, iov, 2, NULL, 0);
+    c->nsent += rc == 0;
     if (c->main.channel.out_head || c->main.wants_output)
         ob_client_want_output_locked(c, &c->main);
     return ob_channel_is_gone(rc) ? ob_client_send_failed_locked(c, rc) : rc;

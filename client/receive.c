@@ -23,6 +23,13 @@ int ob_client_flush_locked(struct ob_client *c, struct ob_socket *s)
     return rc < 0 ? rc : 0;
 }
 
+/* adopt() waits until nobody receives, or looks at the ring. */
+static void tell_adopt_locked(struct ob_client *c)
+{
+    if (c->state == OB_CLIENT_INTERRUPTED)
+        pthread_cond_broadcast(&c->memo->changed);
+}
+
 /* Hands the role to the thread that has slept longest, or lays it down. */
 static void release_role_locked(struct ob_client *c)
 {
@@ -31,8 +38,7 @@ static void release_role_locked(struct ob_client *c)
     while (heir && heir->request->done)
         heir = heir->next;
     c->role_taken = heir != NULL;
-    if (c->state == OB_CLIENT_INTERRUPTED) /* adopt() waits for this */
-        pthread_cond_broadcast(&c->memo->changed);
+    tell_adopt_locked(c);
     if (heir) {
         heir->has_role = true;
         pthread_cond_signal(&heir->wake);
@@ -43,6 +49,8 @@ static void release_role_locked(struct ob_client *c)
  * it gets every second one, for so many polls. */
 #define SPIN_TWIN_EVERY 16
 #define TWIN_BUSY       64
+/* Likewise at the ring, before the first at a socket. */
+#define RING_LOOKS      32
 
 static void receive_failed(struct ob_client *c, int rc, bool torn)
 {
@@ -197,16 +205,29 @@ static void receive_locked(struct ob_client *c, int64_t deadline_ns)
         ob_client_flush_locked(c, event.data.ptr);
 }
 
-/* The next message by polling, until then; *s says over which socket. NULL: none came. */
-static struct ob_msg *poll_message(struct ob_client *c, struct ob_socket **s, int64_t until_ns,
-                                   bool shared)
+/* Whether the result is there, if it is to be looked for in the ring: longer at first, as it comes
+ * soon; what does not may be waiting for the answer to a command of the server. */
+static bool look_at_ring(const struct ob_request *req, bool first)
+{
+    for (unsigned i = first ? 0 : RING_LOOKS - 1; i < RING_LOOKS && req->entry; i++) {
+        if (ob_ring_done(req) || req->done)
+            return true;
+        ob_ring_relax();
+    }
+    return false;
+}
+
+/* The next message by polling, until then; *s says over which socket. NULL: none came, but perhaps
+ * the result. */
+static struct ob_msg *poll_message(struct ob_client *c, const struct ob_request *req,
+                                   struct ob_socket **s, int64_t until_ns, bool shared)
 {
     bool has_twin = c->twin.channel.fd >= 0;
     unsigned every = c->twin_busy ? 2 : SPIN_TWIN_EVERY;
 
     if (c->twin_busy)
         c->twin_busy--;
-    for (unsigned i = 1; !ob_client_dead(c); i++) {
+    for (unsigned i = 1; !ob_client_dead(c) && !look_at_ring(req, i == 1); i++) {
         struct ob_msg *msg;
 
         *s = has_twin && i % every == 0 ? &c->twin : &c->main;
@@ -222,7 +243,7 @@ static struct ob_msg *poll_message(struct ob_client *c, struct ob_socket **s, in
 
 /* The start of a wait: polls the sockets for a while, and handles what comes, until the request is
  * done. The lock is dropped meanwhile. */
-static void spin_locked(struct ob_client *c, const struct ob_request *req)
+static void spin_locked(struct ob_client *c, struct ob_request *req)
 {
     int64_t limit_ns = c->main.wants_output ? 0 : ob_spin_begin(&c->spin);
     int64_t until_ns = req->start_ns + limit_ns;
@@ -237,11 +258,12 @@ static void spin_locked(struct ob_client *c, const struct ob_request *req)
         struct ob_msg *msg;
 
         ob_client_unlock(c);
-        msg = poll_message(c, &s, until_ns, shared);
+        msg = poll_message(c, req, &s, until_ns, shared);
         if (msg)
             goes_on = take_message_and_lock(c, s, msg);
         else
             ob_client_lock(c);
+        ob_ring_complete_locked(c, req);
         /* Who always has more for us must not keep us from our deadline. */
         if (!msg || (!req->done && ob_now_ns() >= until_ns))
             goes_on = false;
@@ -254,17 +276,32 @@ static void spin_locked(struct ob_client *c, const struct ob_request *req)
     ob_spin_end();
 }
 
+/* Several threads may have one CPU, and results of the ring come sooner than anybody looks up. */
+static void take_turns_locked(struct ob_client *c)
+{
+    if (++c->turns < OB_CLIENT_TURNS)
+        return;
+    c->turns = 0;
+    ob_client_unlock(c);
+    sched_yield();
+    ob_client_lock(c);
+}
+
 /* The same for a thread without the role. */
-static void yield_locked(struct ob_client *c, const struct ob_request *req)
+static void yield_locked(struct ob_client *c, struct ob_request *req)
 {
     int64_t until_ns = c->spin_pays ? ob_now_ns() + c->spin.budget_ns : 0;
 
     if (until_ns > req->deadline_ns)
         until_ns = req->deadline_ns;
+    c->looking++;
     ob_client_unlock(c);
-    while (!req->done && c->role_taken && ob_now_ns() < until_ns)
+    while (!req->done && !ob_ring_done(req) && c->role_taken && ob_now_ns() < until_ns)
         sched_yield();
     ob_client_lock(c);
+    if (--c->looking == 0)
+        tell_adopt_locked(c);
+    ob_ring_complete_locked(c, req);
 }
 
 /* Sleeps until another thread has completed the request or handed over the role, or until the
@@ -309,17 +346,19 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
         if (!w.has_role && !yielded) {
             yielded = true;
             yield_locked(c, req);
-        } else if (!w.has_role) {
-            sleep_locked(c, &w, req);
-        } else if (!received) {
+        } else if (w.has_role && !received) {
             received = true;
             ob_client_quiet_locked(c);
             spin_locked(c, req);
+        } else if (req->entry) {
+            ob_ring_ask_locked(c, req);
+        } else if (!w.has_role) {
+            sleep_locked(c, &w, req);
         } else {
             slept = true;
             receive_locked(c, req->deadline_ns);
         }
-        if (!req->done && ob_now_ns() >= req->deadline_ns)
+        if (!req->done && !req->entry && ob_now_ns() >= req->deadline_ns)
             ob_request_expire_locked(c, req);
     }
     now_ns = ob_now_ns();
@@ -330,6 +369,8 @@ void ob_client_wait_locked(struct ob_client *c, struct ob_request *req)
         release_role_locked(c);
     }
     ob_client_wait_ended_locked(c, now_ns);
+    if (c->shared > 0 && !yielded)
+        take_turns_locked(c);
 }
 
 /* Takes some of what has come over the socket. */

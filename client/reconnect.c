@@ -180,6 +180,7 @@ static int take_sockets_locked(struct ob_client *c, struct ob_client *n)
     ob_channel_move(&c->main.channel, &n->main.channel);
     if (n->twin.channel.fd >= 0)
         ob_channel_move(&c->twin.channel, &n->twin.channel);
+    ob_ring_move_locked(c, n);
     c->main.wants_output = c->twin.wants_output = false;
     ob_client_want_output_locked(c, &c->main);
     ob_client_want_output_locked(c, &c->twin);
@@ -256,14 +257,16 @@ static void set_restoring(struct ob_client *c, bool restoring)
     ob_client_unlock(c);
 }
 
-/* The client goes on with n's connection, once nobody receives on the old one. */
+/* The client goes on with n's connection, once nobody receives on the old one, or looks at its
+ * ring. */
 static enum outcome adopt(struct ob_client *c, struct ob_client *n, char *why, size_t size)
 {
     enum outcome outcome = NEVER;
     int rc = 0;
 
     ob_client_lock(c);
-    while (c->state == OB_CLIENT_INTERRUPTED && c->role_taken && !ob_client_dead(n))
+    while (c->state == OB_CLIENT_INTERRUPTED && (c->role_taken || c->looking > 0) &&
+           !ob_client_dead(n))
         sleep_locked(c, OB_NO_DEADLINE);
     if (c->state == OB_CLIENT_INTERRUPTED) {
         rc = ob_client_dead(n) ? -ENOTCONN : take_sockets_locked(c, n);

@@ -150,15 +150,20 @@ static bool of_huge_pages(int fd)
     return fstatfs(fd, &st) < 0 || st.f_type == HUGETLBFS_MAGIC;
 }
 
-bool ob_region_can_shrink(const struct ob_region_info *info)
+bool ob_fd_can_shrink(int fd)
 {
-    int seals = fcntl(info->fd, F_GET_SEALS);
+    int seals = fcntl(fd, F_GET_SEALS);
 
     if (seals < 0 || (seals & (F_SEAL_SHRINK | F_SEAL_SEAL)) == F_SEAL_SEAL)
         return true;
     if (!(seals & F_SEAL_SHRINK)) {
-        ob_fd_seal(info->fd);
-        seals = fcntl(info->fd, F_GET_SEALS);
+        ob_fd_seal(fd);
+        seals = fcntl(fd, F_GET_SEALS);
     }
-    return seals < 0 || !(seals & F_SEAL_SHRINK) || of_huge_pages(info->fd);
+    return seals < 0 || !(seals & F_SEAL_SHRINK) || of_huge_pages(fd);
+}
+
+bool ob_region_can_shrink(const struct ob_region_info *info)
+{
+    return ob_fd_can_shrink(info->fd);
 }

@@ -54,6 +54,7 @@ static void finish_locked(struct ob_request *req, int result, struct ob_msg *rep
 
 static void take_out_locked(struct ob_client *c, struct ob_request **link)
 {
+    ob_ring_leave_locked(c, *link);
     *link = (*link)->next;
     c->npending--;
 }
@@ -83,6 +84,10 @@ void ob_request_abort_all_locked(struct ob_client *c)
     for (unsigned i = 0; i < OB_PENDING_BUCKETS; i++) {
         while (c->pending[i]) {
             struct ob_request *req = c->pending[i];
+
+            ob_ring_complete_locked(c, req); /* the server may have done it before it went */
+            if (req->done)
+                continue;
             take_out_locked(c, &c->pending[i]);
             finish_locked(req, -ENOTCONN, NULL);
         }
@@ -178,6 +183,8 @@ int ob_client_queue_locked(struct ob_client *c, struct ob_socket *s, struct ob_w
                           body->fds, body->nfds);
     if (rc < 0 && !is_local_failure(rc))
         return ob_client_send_failed_locked(c, rc);
+    if (rc == 0 && s == &c->main && c->ready)
+        c->nsent += (hdr->flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND;
     ob_client_want_output_locked(c, s);
     return rc;
 }
@@ -220,6 +227,20 @@ static int64_t deadline_locked(const struct ob_client *c, int64_t start_ns)
     return deadline_ns;
 }
 
+static int send_request_locked(struct ob_client *c, struct ob_wire_hdr *hdr,
+                               const struct ob_body *body)
+{
+    int rc;
+
+    ob_client_quiet_locked(c);
+    if (ob_reply_takes_fds(hdr->cmd))
+        expect_fds_locked(c);
+    rc = ob_client_send_locked(c, &c->main, hdr, body);
+    if (rc < 0)
+        expect_no_fds_locked(c, hdr->cmd);
+    return rc;
+}
+
 static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cmd,
                         const struct ob_body *body)
 {
@@ -235,12 +256,9 @@ static int start_locked(struct ob_client *c, struct ob_request *req, uint16_t cm
         rc = -EBUSY;
     } else {
         req->id = hdr.msg_id = new_id_locked(c);
-        ob_client_quiet_locked(c);
-        if (ob_reply_takes_fds(cmd))
-            expect_fds_locked(c);
-        rc = ob_client_send_locked(c, &c->main, &hdr, body);
-        if (rc < 0)
-            expect_no_fds_locked(c, cmd);
+        rc = ob_client_dead(c) ? -ENOTCONN : 0;
+        if (rc == 0 && !ob_ring_put_locked(c, &hdr, body, req))
+            rc = send_request_locked(c, &hdr, body);
     }
     if (rc < 0) {
         ob_client_rearm_locked(c);

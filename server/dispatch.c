@@ -147,6 +147,8 @@ static int do_set_irqs(struct ob_session *session, struct ob_msg *msg, struct ob
 
 uint8_t *ob_scratch(struct ob_server *server, size_t count)
 {
+    if (count <= sizeof(server->small))
+        return memset(server->small, 0, sizeof(server->small));
     if (count > server->scratch_size) {
         uint8_t *grown = realloc(server->scratch, count);
 
@@ -155,7 +157,7 @@ uint8_t *ob_scratch(struct ob_server *server, size_t count)
         server->scratch = grown;
         server->scratch_size = count;
     }
-    return count ? memset(server->scratch, 0, count) : server->scratch;
+    return memset(server->scratch, 0, count);
 }
 
 /* Most bytes of data that the client takes, and we send. */
@@ -177,7 +179,7 @@ static int do_region_read(struct ob_session *session, struct ob_msg *msg, struct
     if (rc < 0)
         return rc;
     data = ob_scratch(server, request.count);
-    if (!data && request.count)
+    if (!data)
         return -ENOMEM;
     rc = ob_region_access(server, request.region, request.offset, data, request.count, false);
     reply_set(reply, &request, sizeof(request));

@@ -132,11 +132,12 @@ static void answer_unmap(struct ob_session *session)
 
     memcpy(reply.fixed, request, sizeof(*request));
     if (request->flags & OB_DMA_UNMAP_GET_DIRTY) {
-        ob_dirty_take(server, request->address, request->size, bitmap->pgsize, true,
-                      server->scratch);
+        uint8_t *bits = ob_scratch(server, bitmap->size); /* as large as before */
+
+        ob_dirty_take(server, request->address, request->size, bitmap->pgsize, true, bits);
         memcpy(reply.fixed + reply.len, bitmap, sizeof(*bitmap));
         reply.len += sizeof(*bitmap);
-        reply.data = server->scratch;
+        reply.data = bits;
         reply.data_len = bitmap->size;
     } else if (request->flags & OB_DMA_UNMAP_ALL) {
         ob_dirty_forget(&server->dirty, 0, UINT64_MAX);

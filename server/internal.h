@@ -54,6 +54,11 @@ struct ob_session {
     struct ob_channel
         twin; /* for our DMA messages and their answers; its fd is -1: there is none */
     struct ob_source *twin_source;
+    struct ob_ring *ring;    /* NULL: none */
+    bool ring_open;          /* the client may put commands into it */
+    bool ring_hot;           /* the last command came that way */
+    uint32_t ring_at;        /* commands that were in it */
+    uint32_t ntaken;         /* commands that came over the main socket and were executed */
     struct ob_session *next; /* in the lobby */
     struct ob_msg *version;  /* in the lobby: came while the client before was still leaving */
     pid_t pid;
@@ -171,7 +176,9 @@ struct ob_server {
     struct ob_overlay overlays[2];
     unsigned num_overlays;
     struct ob_io_table *io; /* NULL: no ioeventfds */
-    uint8_t *scratch;       /* what a REGION_READ is answered with */
+    _Alignas(
+        8) uint8_t small[64]; /* what a REGION_READ is answered with: registers take no memory */
+    uint8_t *scratch;         /* the same for more */
     size_t scratch_size;
 
     pthread_mutex_t irq_lock; /* guards what irqs[] holds, but the mask_by and unmask_by */
@@ -237,6 +244,25 @@ void ob_session_end(struct ob_session *session);
 void ob_session_defer(struct ob_session *session, struct ob_msg *msg);
 /* Whether the peer has closed its end, though there may be unread requests. */
 bool ob_session_hung_up(const struct ob_session *session);
+
+/* ---- ring.c: accesses without system calls ------------------------------------------------- */
+
+/* Makes the ring. Returns its file, the caller's to close, or -1 without one. */
+int ob_ring_make(struct ob_session *session);
+void ob_ring_free(struct ob_session *session);
+/* The client is gone, or is to go. It may keep the file for ever, and that is our memory. */
+void ob_ring_drop(struct ob_session *session);
+/* The server polls from now on; may be repeated. */
+void ob_ring_open(struct ob_session *session);
+/* It does not any more. Commands may be left: see ob_session_has_work(). */
+void ob_ring_close(struct ob_session *session);
+/* A command that came over the main socket was executed. */
+void ob_ring_note_taken(struct ob_session *session);
+/* Whether there is a command in it. */
+bool ob_ring_has(const struct ob_session *session);
+/* Executes those that are; unless all, no more than of messages in one step. Whether there were
+ * any. */
+bool ob_ring_take(struct ob_session *session, bool all);
 
 /* ---- dispatch.c: requests and their answers ------------------------------------------------ */
 

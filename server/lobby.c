@@ -78,9 +78,18 @@ static void lobby_refuse(struct ob_session *session, const struct ob_wire_hdr *r
     lobby_drop(session);
 }
 
+/* Puts fd into the reply, if there is one. Its index, or -1. */
+static int add_fd(struct ob_reply *reply, int fd)
+{
+    if (fd < 0)
+        return -1;
+    reply->fds[reply->nfds] = fd;
+    return (int)reply->nfds++;
+}
+
 /* What we say of ourselves: nothing to a client that said nothing, and of what both sides must have
- * only what the client has. The reply's fd, the client's end of the twin socket, is the caller's.
- */
+ * only what the client has. The reply's fds, the client's end of the twin socket and the ring, are
+ * the caller's. */
 static void offer(struct ob_session *session, struct ob_reply *reply,
                   const struct ob_wire_version *asked, bool with_json)
 {
@@ -100,14 +109,16 @@ static void offer(struct ob_session *session, struct ob_reply *reply,
     caps.write_multiple &= session->caps.write_multiple;
     caps.mapped_order = session->caps.mapped_order && session->server->mapped_order;
     if (session->caps.twin_socket && session->caps.max_msg_fds > 0)
-        reply->fds[0] = ob_session_add_twin(session);
-    caps.twin_socket = reply->fds[0] >= 0;
-    reply->nfds = caps.twin_socket;
-    caps.twin_fd_index = 0;
+        caps.twin_fd_index = add_fd(reply, ob_session_add_twin(session));
+    caps.twin_socket = caps.twin_fd_index >= 0;
+    if (session->caps.ring && session->caps.max_msg_fds > reply->nfds)
+        caps.ring_fd_index = add_fd(reply, ob_ring_make(session));
+    caps.ring = caps.ring_fd_index >= 0;
     if (session->caps.migration && session->server->migration)
         ob_caps_offer_migration(&caps);
-    /* QEMU's own device is the one that has no room for more, and knows nothing of this. */
-    room = session->caps.mapped_order ? sizeof(reply->fixed) - reply->len : OB_VERSION_JSON_QEMU;
+    /* QEMU's own device is the one that has no room for more, and knows nothing of these. */
+    room = session->caps.mapped_order || session->caps.ring ? sizeof(reply->fixed) - reply->len
+                                                            : OB_VERSION_JSON_QEMU;
     len = ob_caps_print(&caps, true, (char *)reply->fixed + reply->len, room);
     if (len > 0)
         reply->len += (size_t)len;
@@ -118,7 +129,7 @@ static void negotiate(struct ob_session *session, const struct ob_msg *msg)
 {
     struct ob_wire_version version;
     const char *why = NULL;
-    struct ob_reply reply = { .fds = { -1 } };
+    struct ob_reply reply = { .nfds = 0 };
     struct ob_caps caps;
 
     memcpy(&version, msg->payload, sizeof(version)); /* the table's minimum is this long */
@@ -136,8 +147,8 @@ static void negotiate(struct ob_session *session, const struct ob_msg *msg)
     session->ch.payload_max = OB_PAYLOAD_MAX;
     offer(session, &reply, &version, msg->len > sizeof(version));
     ob_answer(session, &msg->hdr, 0, &reply);
-    if (reply.nfds)
-        close(reply.fds[0]);
+    while (reply.nfds > 0)
+        close(reply.fds[--reply.nfds]);
     ob_session_attach(session);
 }
 

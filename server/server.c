@@ -4,6 +4,7 @@
  * client's mask eventfds, the embedder's fds. A source that is taken out while the loop walks a
  * batch of events is only buried, and freed when the batch is done.
  */
+#include "channel/ring.h"
 #include "server/internal.h"
 
 #include <errno.h>
@@ -20,6 +21,7 @@
 #define SPIN_EVENTS_EVERY 64      /* looks at the socket, between two at everything */
 #define SPIN_EVENTS_NS    1000000 /* or so long, where requests take their time */
 #define UNHOOK_AFTER      32      /* waits in a row that were spent polling */
+#define RING_LOOKS        32      /* between two looks at the socket, while the ring is in use */
 
 /* syscalls: epoll_ctl */
 struct ob_source *ob_source_add(struct ob_server *server, int fd, uint32_t events,
@@ -245,8 +247,10 @@ static void look_after_sessions(struct ob_server *server)
     if (server->session && hits != server->guard_hits)
         ob_dma_check_guards(server->session);
     server->guard_hits = hits;
-    if (server->session && server->session->doomed)
+    if (server->session && server->session->doomed) {
+        ob_ring_drop(server->session);
         ob_session_end(server->session);
+    }
     if (!server->session)
         ob_lobby_admit(server);
 }
@@ -328,6 +332,12 @@ static void hook_session(struct ob_server *server)
         ob_session_broken(server->session, -errno);
 }
 
+static void look_at_ring(const struct ob_session *session)
+{
+    for (unsigned i = 0; i < RING_LOOKS && session->ring_hot && !ob_ring_has(session); i++)
+        ob_ring_relax();
+}
+
 /*
  * Waits by polling, as long as that pays: mostly the client's socket, now and then everything.
  * Returns whether something was handled, else the caller sleeps.
@@ -344,6 +354,7 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
     limit_ns = ob_spin_begin(&server->spin);
     if (limit_ns == 0)
         return false;
+    ob_ring_open(session);
     for (unsigned i = server->spun; n == 0; i++) {
         if (i % SPIN_EVENTS_EVERY == 0 || start_ns - server->looked_ns > SPIN_EVENTS_NS) {
             *rc = n = wait_events(server, events, 0);
@@ -351,6 +362,7 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
         }
         if (n == 0) {
             server->stepping = true;
+            look_at_ring(session);
             if (ob_session_read(session)) {
                 n = -1;
                 *rc = end_step(server);
@@ -370,6 +382,18 @@ static bool spin_step(struct ob_server *server, int64_t start_ns, int *rc)
     return n != 0;
 }
 
+/* Nothing is polled any more. Whether commands are left that no fd tells of. */
+static bool stop_polling(struct ob_server *server)
+{
+    struct ob_session *session = server->session;
+
+    hook_session(server);
+    if (!session)
+        return false;
+    ob_ring_close(session);
+    return ob_session_has_work(session);
+}
+
 int ob_server_run(struct ob_server *server)
 {
     int64_t start_ns = ob_now_ns();
@@ -385,15 +409,15 @@ int ob_server_run(struct ob_server *server)
                 unhook_session(server);
         } else {
             polled = 0;
-            hook_session(server);
-            rc = step(server, -1);
+            rc = step(server, stop_polling(server) ? 0 : -1);
         }
         now_ns = ob_now_ns();
         if (waits && rc >= 0)
             ob_spin_learn(&server->spin, now_ns - start_ns);
         start_ns = now_ns;
     }
-    hook_session(server);
+    if (stop_polling(server))
+        ob_server_kick(server);
     if (rc < 0)
         return rc;
     server->stop = false;

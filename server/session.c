@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,6 +55,7 @@ void ob_session_free(struct ob_session *session)
     ob_source_del(session->server, session->twin_source);
     if (session->twin.fd >= 0)
         ob_channel_fini(&session->twin);
+    ob_ring_free(session);
     ob_msg_free(session->version);
     while (session->backlog) {
         struct ob_msg *msg = session->backlog;
@@ -105,9 +107,11 @@ static bool may_read(const struct ob_session *session)
     return !session->doomed && session->unmap.left == 0 && !session->ch.out_head;
 }
 
+/* While the ring is open it is polled. */
 bool ob_session_has_work(const struct ob_session *session)
 {
-    return (session->backlog || ob_channel_ready(&session->ch)) && may_read(session);
+    return may_read(session) && (session->backlog || ob_channel_ready(&session->ch) ||
+                                 (!session->ring_open && ob_ring_has(session)));
 }
 
 /* syscalls: ioctl(1=FIONREAD) */
@@ -115,7 +119,9 @@ bool ob_session_caught_up(const struct ob_session *session)
 {
     int unread;
 
-    return !session->backlog && session->ch.nextra == 0 &&
+    /* What the device has found is read before what came before it is looked for. */
+    atomic_thread_fence(memory_order_acquire);
+    return !session->backlog && session->ch.nextra == 0 && !ob_ring_has(session) &&
            (ioctl(session->ch.fd, FIONREAD, &unread) < 0 || unread == 0);
 }
 
@@ -171,13 +177,18 @@ static void uncork(struct ob_session *session)
 static bool handle(struct ob_session *session, struct ob_msg *msg)
 {
     struct ob_channel *ch = &session->ch;
-    bool bulk = msg->hdr.cmd == OB_CMD_DMA_MAP || msg->hdr.cmd == OB_CMD_DMA_UNMAP, answered;
+    bool bulk = msg->hdr.cmd == OB_CMD_DMA_MAP || msg->hdr.cmd == OB_CMD_DMA_UNMAP;
+    bool answered, command;
 
     if (bulk)
         ob_channel_cork(ch);
     else
         uncork(session);
+    command = (msg->hdr.flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND;
+    ob_ring_take(session, true); /* the client put it there before it sent this */
     answered = ob_dispatch(session, msg);
+    if (command)
+        ob_ring_note_taken(session);
     ob_channel_recycle(ch, msg);
     ch->ahead = bulk || !answered ? OB_AHEAD_BULK : OB_AHEAD_SERVER;
     return bulk || !answered || ob_channel_ready(ch);
@@ -185,7 +196,7 @@ static bool handle(struct ob_session *session, struct ob_msg *msg)
 
 bool ob_session_read(struct ob_session *session)
 {
-    bool more = true;
+    bool from_ring = may_read(session) && ob_ring_take(session, false), more = !from_ring;
     unsigned i;
 
     session->server->has_read = true;
@@ -194,15 +205,21 @@ bool ob_session_read(struct ob_session *session)
         struct ob_msg *msg;
         int rc = next_message(session, &msg);
 
-        if (rc < 0)
+        if (rc < 0) {
+            ob_ring_take(session, true); /* the client put it there before it left */
             ob_session_broken(session, rc);
+        }
         if (rc <= 0)
             break;
         more = handle(session, msg);
+        if (i > 0) /* nobody waited for this one */
+            ob_spin_flows(&session->server->spin);
     }
+    if (from_ring || i > 0)
+        session->ring_hot = from_ring;
     uncork(session);
     ob_session_rearm(session);
-    return i > 0 || session->doomed;
+    return from_ring || i > 0 || session->doomed;
 }
 
 static void session_ready(void *opaque, uint32_t events)

@@ -269,14 +269,15 @@ int ob_client_region_write(struct ob_client *client, uint32_t region, uint64_t o
 /*
  * A posted write (No_reply): sent or queued, never blocks, its failure is never known. Executed
  * in order, before any later request of this client. -ENOBUFS when too much is queued already;
- * -EMSGSIZE when the server does not take so much in one message.
+ * -EMSGSIZE when the server does not take so much in one message. That the server has ended is
+ * found by whoever waits, or steps; until then writes (256, in the access ring) may return 0.
  */
 int ob_client_region_post(struct ob_client *client, uint32_t region, uint64_t offset,
                           const void *data, uint32_t count);
 /*
- * The same, but -EAGAIN where it would be queued: it is in the socket when this returns 0. So a
- * store to a mapped area that follows it cannot overtake it where the server says mapped_order
- * (R-CAPS-9). At most 8 bytes, which the socket takes whole. Since 0.1.
+ * The same, but -EAGAIN where it would be queued: it is in the socket, or in the access ring, when
+ * this returns 0. So a store to a mapped area that follows it cannot overtake it where the server
+ * says mapped_order (R-CAPS-9). At most 8 bytes, which the socket takes whole. Since 0.1.
  */
 int ob_client_region_post_now(struct ob_client *client, uint32_t region, uint64_t offset,
                               const void *data, uint32_t count);

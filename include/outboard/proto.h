@@ -348,6 +348,8 @@ struct ob_caps {
     bool mapped_order;   /* posted writes and stores to mapped areas keep their order */
     bool twin_socket;
     int twin_fd_index; /* in a reply: index into its fds, else -1 */
+    bool ring;         /* accesses to registers without system calls */
+    int ring_fd_index; /* likewise */
     bool migration;
     uint64_t migration_pgsize;
     uint64_t migration_max_bitmap_size; /* 0: not said */

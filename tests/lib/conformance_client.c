@@ -187,6 +187,20 @@ static void migrate(struct ob_client *client)
     ob_client_mig_state_set(client, OB_MIG_STATE_RUNNING);
 }
 
+/* So often that what the accesses are put into is used again. */
+static void use_registers(struct ob_client *client)
+{
+    uint8_t line = 0;
+    int rc = 0;
+
+    if (!ob_client_caps(client)->ring)
+        return;
+    for (unsigned i = 0; rc == 0 && i < 300; i++) {
+        ob_client_region_post(client, OB_PCI_REGION_CONFIG, 0x3c, &line, 1);
+        rc = ob_client_region_read(client, OB_PCI_REGION_CONFIG, 0x3c, &line, 1);
+    }
+}
+
 /* Whether the server has sent something that nobody has looked at. */
 static bool pending(const struct ob_client *client)
 {
@@ -207,6 +221,7 @@ static void use(struct ob_client *client, int fd)
         use_region(client, i);
     for (uint32_t i = 0; i < info.num_irqs; i++)
         use_irq(client, i);
+    use_registers(client);
     migrate(client);
     ob_client_reset(client);
     ob_client_region_read(client, OB_PCI_REGION_CONFIG, 0x3c, &line, 1);

@@ -282,20 +282,23 @@ REPLACE(int, epoll_ctl, (int fd, int op, int target, struct epoll_event *event))
     return fails(error) ? -1 : __real_epoll_ctl(fd, op, target, event);
 }
 
-/* The same; and what a command has besides fits a pointer. */
+/* The same, but for adding seals; and what a command has besides fits a pointer. */
 int __real_fcntl64(int fd, int cmd, ...);
 int __wrap_fcntl64(int fd, int cmd, ...);
 int __wrap_fcntl64(int fd, int cmd, ...)
 {
     va_list ap;
+    int error = 0;
     void *value;
 
     va_start(ap, cmd);
     value = va_arg(ap, void *);
     va_end(ap);
-    return fails(cmd == F_DUPFD_CLOEXEC ? NEXT("fcntl", FAULT_KERNEL, EMFILE) : 0)
-               ? -1
-               : __real_fcntl64(fd, cmd, value);
+    if (cmd == F_DUPFD_CLOEXEC)
+        error = NEXT("fcntl", FAULT_KERNEL, EMFILE);
+    else if (cmd == F_ADD_SEALS)
+        error = NEXT("fcntl(F_ADD_SEALS)", FAULT_KERNEL, EPERM);
+    return fails(error) ? -1 : __real_fcntl64(fd, cmd, value);
 }
 
 int __real_open64(const char *path, int flags, ...);

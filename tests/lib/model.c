@@ -27,6 +27,9 @@ static int access_memory(void *opaque, uint64_t offset, void *data, uint32_t cou
 {
     struct world *w = opaque;
 
+    if (w->ask)
+        atomic_fetch_or(&w->ask->state, OB_RING_ASKED);
+    w->ask = NULL;
     if (offset + count > MODEL_FAULTY)
         return -EIO;
     if (is_write)
@@ -51,6 +54,13 @@ static int reset(void *opaque)
     memset(w->memory, 0, sizeof(w->memory));
     ob_server_intx(w->server, false);
     return 0;
+}
+
+static void on_log(void *opaque, enum ob_log_level level, const char *line)
+{
+    (void)level;
+    if (strstr(line, "late reply"))
+        model_ring_late(opaque);
 }
 
 static int transition(void *opaque, enum ob_mig_state from, enum ob_mig_state to)
@@ -91,7 +101,7 @@ static int write_state(void *opaque, const void *data, uint32_t count)
 
 static void build(struct world *w)
 {
-    static const struct ob_server_ops ops = { .size = sizeof(ops), .reset = reset };
+    static const struct ob_server_ops ops = { .size = sizeof(ops), .reset = reset, .log = on_log };
     static const struct ob_migration_ops migration = { sizeof(migration), transition, read_state,
                                                        write_state };
     const uint32_t rw = OB_REGION_READ | OB_REGION_WRITE;
@@ -112,7 +122,7 @@ static void build(struct world *w)
                                 OB_IRQ_EVENTFD | OB_IRQ_MASKABLE),
               0);
     CHECK_INT(ob_server_set_migration(w->server, &migration), 0);
-    peer_attach(&w->peer, w->server);
+    model_attach(w);
 }
 
 /* ---- Comparing ----------------------------------------------------------------------------- */
@@ -191,9 +201,14 @@ void model_run(const struct model_command *commands, unsigned count, volatile un
     build(w);
     for (unsigned i = 0; i < count; i++) {
         *at = i;
+        w->stays = false;
         model_steps[commands[i].op](w, &commands[i]);
+        if (w->stays)
+            continue;
+        model_ring_collect(w);
         peer_settle(w->server);
         compare_state(w);
+        model_ring_compare(w);
         compare_irqs(w);
         compare_addresses(w);
         compare_memory(w);
@@ -201,7 +216,7 @@ void model_run(const struct model_command *commands, unsigned count, volatile un
     for (unsigned i = 0; i < MODEL_HOLDS; i++)
         if (w->refs[i].map)
             ob_dma_put(w->server, &w->refs[i]);
-    peer_close(&w->peer);
+    model_detach(w);
     ob_server_free(w->server);
     munmap(w->ram, MODEL_RAM);
     close(w->ram_fd);

@@ -20,10 +20,10 @@
     X(dma)      /* page, offset, bytes, direction and seed */             \
     X(hold)     /* page, offset, bytes, protection */                     \
     X(put)      /* number */                                              \
-    X(read)     /* region, offset, bytes */                               \
-    X(write)    /* region, offset, bytes, seed */                         \
+    X(read)     /* region, offset, bytes, how (model_regions.c) */        \
+    X(write)    /* region, offset, bytes, how and seed */                 \
     X(post)     /* the same, at most 8 bytes */                           \
-    X(multi)    /* the same, twice */                                     \
+    X(multi)    /* region, offset, bytes, seed, twice */                  \
     X(eventfds) /* index, start, count, whether to take them back */      \
     X(disable)  /* index */                                               \
     X(mask)     /* index, start, count, how and which */                  \
@@ -35,7 +35,8 @@
     X(reset)                                                              \
     X(log)    /* whether to begin, page size */                           \
     X(report) /* page, pages, page size */                                \
-    X(leave)
+    X(leave)                                                              \
+    X(poll) /* whether the server polls */
 
 #define MODEL_NAME(name) OP_##name,
 enum model_op { MODEL_OPS(MODEL_NAME) MODEL_OP_COUNT };

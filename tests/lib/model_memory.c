@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The model's regions, DMA table and dirty memory. */
+/* The model's DMA table and dirty memory. */
 #include "model_state.h"
 
 #include <errno.h>
@@ -286,6 +286,7 @@ static struct ob_msg *unmap(struct world *w, const void *payload, size_t len, ui
     struct ob_msg *reply;
 
     peer_settle(w->server);
+    model_ring_waits(w);
     let_go(w, page, pages);
     reply = peer_receive(&w->peer);
     CHECK_INT(reply->hdr.msg_id, id);
@@ -348,97 +349,13 @@ static void step_unmap_all(struct world *w, const struct model_command *c)
 static void step_leave(struct world *w, const struct model_command *c)
 {
     (void)c;
-    peer_close(&w->peer);
+    model_detach(w);
     w->m.nmaps = 0;
     w->m.logging = false;
     for (unsigned i = 0; i < MODEL_HOLDS; i++)
         w->m.holds[i].mine = false; /* it stays, but is nothing to the next client */
     model_irq_leave(&w->m);
-    peer_attach(&w->peer, w->server);
-}
-
-/* ---- Regions ------------------------------------------------------------------------------- */
-
-/* The model's side of an access. */
-static int access_region(struct model *m, uint32_t region, uint64_t offset, uint8_t *data,
-                         uint32_t count, bool is_write)
-{
-    static const uint32_t sizes[] = { MODEL_MEMORY, MODEL_FILE, 256, 64 };
-    uint8_t *at = region == 1 ? m->file : m->memory;
-
-    if (region > 3 || offset + count > sizes[region] || region == (is_write ? 2 : 3) ||
-        (is_write && m->state == OB_MIG_STATE_STOP_COPY))
-        return -EINVAL;
-    if (region == 0 && offset + count > MODEL_FAULTY)
-        return -EIO;
-    for (uint32_t i = 0; i < count && region != 2; i++)
-        *(is_write ? &at[offset + i] : &data[i]) = is_write ? data[i] : at[offset + i];
-    for (uint32_t i = 0; i < count && region == 2; i++)
-        data[i] = (uint8_t)(offset + i);
-    return 0;
-}
-
-static void fill(uint8_t *data, uint32_t count, uint32_t seed)
-{
-    for (uint32_t i = 0; i < count; i++)
-        data[i] = (uint8_t)(seed * 31 + i);
-}
-
-static void step_read(struct world *w, const struct model_command *c)
-{
-    uint32_t region = c->a % 6, count = 1 + c->c % 600;
-    uint64_t offset = c->b % 9000;
-    uint8_t data[600], expected[600];
-    int rc = access_region(&w->m, region, offset, expected, count, false);
-
-    CHECK_INT(peer_read(&w->peer, region, offset, data, count), rc);
-    if (rc == 0)
-        CHECK_MEM(data, expected, count);
-}
-
-static void step_write(struct world *w, const struct model_command *c)
-{
-    uint32_t region = c->a % 6, count = 1 + c->c % 600;
-    uint64_t offset = c->b % 9000;
-    uint8_t data[600];
-
-    fill(data, count, c->d);
-    CHECK_INT(peer_write(&w->peer, region, offset, data, count),
-              access_region(&w->m, region, offset, data, count, true));
-}
-
-static void step_post(struct world *w, const struct model_command *c)
-{
-    struct {
-        struct ob_wire_region_access access;
-        uint8_t data[8];
-    } wire = { { c->b % 9000, c->a % 6, 1 + c->c % 8 }, { 0 } };
-
-    fill(wire.data, wire.access.count, c->d);
-    peer_send(&w->peer, OB_CMD_REGION_WRITE, OB_HDR_NO_REPLY, &wire,
-              sizeof(wire.access) + wire.access.count, NULL, 0);
-    access_region(&w->m, wire.access.region, wire.access.offset, wire.data, wire.access.count,
-                  true);
-    CHECK(peer_silent(&w->peer));
-}
-
-static void step_multi(struct world *w, const struct model_command *c)
-{
-    struct {
-        struct ob_wire_write_multi head;
-        struct ob_wire_write_multi_entry entries[2];
-    } wire = { { 2 },
-               { { c->b % 9000, c->a % 6, 1 + c->c % 8, { 0 } },
-                 { c->b / 3 % 520, c->a / 6 % 4, 1 + c->c / 8 % 8, { 0 } } } };
-
-    for (unsigned i = 0; i < 2; i++) {
-        struct ob_wire_write_multi_entry *e = &wire.entries[i];
-
-        fill(e->data, e->count, c->d + i);
-        access_region(&w->m, e->region, e->offset, e->data, e->count, true);
-    }
-    peer_send(&w->peer, OB_CMD_REGION_WRITE_MULTI, OB_HDR_NO_REPLY, &wire, sizeof(wire), NULL, 0);
-    CHECK(peer_silent(&w->peer));
+    model_attach(w);
 }
 
 void (*const model_steps[])(struct world *w, const struct model_command *c) = {
@@ -448,10 +365,10 @@ void (*const model_steps[])(struct world *w, const struct model_command *c) = {
     [OP_dma] = step_dma,
     [OP_hold] = step_hold,
     [OP_put] = step_put,
-    [OP_read] = step_read,
-    [OP_write] = step_write,
-    [OP_post] = step_post,
-    [OP_multi] = step_multi,
+    [OP_read] = model_step_read,
+    [OP_write] = model_step_write,
+    [OP_post] = model_step_post,
+    [OP_multi] = model_step_multi,
     [OP_eventfds] = model_step_eventfds,
     [OP_disable] = model_step_disable,
     [OP_mask] = model_step_mask,
@@ -464,4 +381,5 @@ void (*const model_steps[])(struct world *w, const struct model_command *c) = {
     [OP_log] = step_log,
     [OP_report] = step_report,
     [OP_leave] = step_leave,
+    [OP_poll] = model_step_poll,
 };

@@ -3,6 +3,7 @@
 #ifndef OB_TESTS_MODEL_STATE_H
 #define OB_TESTS_MODEL_STATE_H
 
+#include "channel/ring.h"
 #include "model.h"
 #include "peer.h"
 
@@ -18,6 +19,7 @@
 #define MODEL_FILE    (2 * MODEL_PAGE)
 #define MODEL_STATE   64u /* bytes of the memory that migrate */
 #define MODEL_STREAM  4096u
+#define MODEL_FLIGHTS 8u
 
 /* By message, by mmap() and by file I/O. */
 enum model_mode { BY_MESSAGE, BY_MMAP, BY_FILE };
@@ -61,10 +63,26 @@ struct model {
     bool saved_intx, saved_msix[MODEL_VECTORS]; /* pending */
 };
 
+/* A command of the ring that may still be executed, and what will have become of it. */
+struct model_flight {
+    struct ob_ring_entry command;
+    uint32_t at;
+    int rc;
+    uint8_t data[OB_RING_DATA]; /* that is read */
+};
+
 struct world {
     struct model m;
     struct ob_server *server;
     struct peer peer;
+    struct ob_ring *ring;
+    uint32_t ring_at; /* of the next command */
+    struct model_flight flights[MODEL_FLIGHTS];
+    unsigned nflights, nput;   /* so many of them are in the ring already, the others are late */
+    bool stays;                /* the last command: nothing is compared before the next one */
+    bool polls;                /* the server */
+    uint16_t strays;           /* messages of the client that are no commands */
+    struct ob_ring_entry *ask; /* the device's next access is when its answer is asked for */
     struct ob_dma_ref refs[MODEL_HOLDS];
     int ram_fd, file_fd, intx_fd, msix_fds[MODEL_VECTORS];
     uint8_t *ram;
@@ -89,6 +107,22 @@ int model_get(const struct model *m, uint64_t address, uint64_t len, uint32_t pr
 /* [address, address + len) is written by the device. */
 void model_mark(struct model *m, uint64_t address, uint64_t len);
 
+/* model_regions.c */
+void model_step_read(struct world *w, const struct model_command *c);
+void model_step_write(struct world *w, const struct model_command *c);
+void model_step_post(struct world *w, const struct model_command *c);
+void model_step_multi(struct world *w, const struct model_command *c);
+void model_step_poll(struct world *w, const struct model_command *c);
+/* A client comes, with a ring, and leaves. */
+void model_attach(struct world *w);
+void model_detach(struct world *w);
+/* The server has read a late reply: what is late goes into the ring. */
+void model_ring_late(struct world *w);
+/* The server executes what is in the ring. */
+void model_ring_collect(struct world *w);
+/* If an unmap is pending: what is put into the ring now waits. */
+void model_ring_waits(struct world *w);
+void model_ring_compare(struct world *w);
 /* model_irq.c */
 void model_step_eventfds(struct world *w, const struct model_command *c);
 void model_step_disable(struct world *w, const struct model_command *c);

@@ -78,6 +78,28 @@ void peer_attach(struct peer *peer, struct ob_server *server)
     CHECK_INT(peer_negotiate(peer, "{\"capabilities\":{\"max_msg_fds\":16}}"), 0);
 }
 
+int peer_attach_ring(struct peer *peer, struct ob_server *server, const char *json)
+{
+    uint8_t payload[256] = { 0 };
+    size_t len = 4 + strlen(json) + 1;
+    struct ob_caps caps;
+    struct ob_msg *reply;
+    const char *why;
+    int fd;
+
+    CHECK(len <= sizeof(payload));
+    memcpy(payload + 4, json, len - 4);
+    peer_connect(peer, server);
+    CHECK_INT(peer_call(peer, OB_CMD_VERSION, payload, len, &reply), 0);
+    CHECK_INT(ob_caps_parse(reply->payload + 4, reply->len - 4, true, &caps, &why), 0);
+    CHECK_INT(reply->nfds, caps.twin_socket + caps.ring);
+    CHECK_INT(caps.ring_fd_index >= 0, caps.ring);
+    fd = caps.ring ? ob_msg_claim_fd(reply, (unsigned)caps.ring_fd_index) : -1;
+    CHECK_INT(fd >= 0, caps.ring);
+    ob_msg_free(reply);
+    return fd;
+}
+
 void peer_close(struct peer *peer)
 {
     ob_channel_fini(&peer->ch);

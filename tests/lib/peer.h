@@ -29,6 +29,8 @@ void peer_adopt(struct peer *peer, struct ob_server *server, int fd);
 int peer_negotiate(struct peer *peer, const char *json);
 /* Both, and it must succeed. */
 void peer_attach(struct peer *peer, struct ob_server *server);
+/* The same with this JSON; returns the access ring's file, or -1 where the server gives none. */
+int peer_attach_ring(struct peer *peer, struct ob_server *server, const char *json);
 void peer_close(struct peer *peer);
 
 /* Queues a message; returns its id. */

@@ -4,6 +4,7 @@
  * session of client and server: nothing crashes, leaks or hangs, a call that failed works when it
  * is repeated, or the connection is dead and says why; and the server serves the next client.
  */
+#include "client/internal.h"
 #include "faults.h"
 #include "harness.h"
 #include "served.h"
@@ -26,8 +27,10 @@
 
 struct session {
     struct served card;
-    bool single_socket; /* no second one for DMA messages */
-    bool reconnect;     /* a connection that dies is made again */
+    bool single_socket;     /* no second one for DMA messages */
+    bool reconnect;         /* a connection that dies is made again */
+    bool ring;              /* the server polls, and registers are in the access ring */
+    unsigned long accesses; /* in rings */
     char path[100];
     int ram_fd, irq;
     uint8_t *ram;
@@ -202,6 +205,19 @@ static int await_irq(struct session *s, uint64_t offset, uint32_t count, uint64_
     return rc < 0 ? rc : ob_client_irq_mask(s->card.client, OB_PCI_IRQ_INTX, 0, false);
 }
 
+/* What was set up is found again, and a ring with it. */
+static int come_back(struct session *s)
+{
+    int rc;
+
+    if (!s->ring || !s->reconnect)
+        return 0;
+    s->accesses += s->card.client->ring_at;
+    ob_client_disconnect(s->card.client, "it comes back");
+    rc = ob_client_await(s->card.client, 20000);
+    return rc < 0 ? rc : registers(s);
+}
+
 static int interrupts(struct session *s)
 {
     int rc = ob_client_irq_eventfds(s->card.client, OB_PCI_IRQ_INTX, 0, 1, &s->irq);
@@ -368,13 +384,23 @@ static void connect_client(struct session *s)
 
 static void use(struct session *s)
 {
-    if (DO(s, start(s)) && DO(s, describe(s)) && DO(s, registers(s)) && DO(s, interrupts(s)) &&
-        DO(s, map(s)) && DO(s, transfer(s, 0, PAGE, 64)) &&
+    if (DO(s, start(s)) && DO(s, describe(s)) && DO(s, registers(s)) && DO(s, come_back(s)) &&
+        DO(s, interrupts(s)) && DO(s, map(s)) && DO(s, transfer(s, 0, PAGE, 64)) &&
         DO(s, transfer(s, RAM_SPLIT, RAM_SPLIT + 2 * PAGE, 300)) &&
         DO(s, transfer(s, RAM_LENT, RAM_LENT + PAGE / 2, 300)) && DO(s, log_writes(s)) &&
         DO(s, unmap(s)) && DO(s, migrate(s)) &&
         DO(s, ob_client_irq_disable(s->card.client, OB_PCI_IRQ_INTX)))
         DO(s, ob_client_reset(s->card.client));
+}
+
+/* Without a ring everything goes over the socket. */
+static void check_without_ring(const struct session *s)
+{
+    static const char *const calls[] = { "memfd_create", "fallocate", "F_ADD_SEALS" };
+
+    for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++)
+        if (strstr(faults_what(), calls[i]))
+            CHECK(s->failures == 0 && ob_client_connected(s->card.client));
 }
 
 static void no_log(void *opaque, enum ob_log_level level, const char *line)
@@ -419,6 +445,7 @@ static void *serve(void *opaque)
 
 static void leave(struct session *s)
 {
+    s->accesses += s->card.client->ring_at;
     faults_enter();
     ob_client_free(s->card.client);
     faults_leave();
@@ -431,11 +458,13 @@ static void run_session(void *opaque)
 
     s->failures = 0;
     build(s);
-    ob_server_set_spin(s->card.server, 0);
+    if (!s->ring)
+        ob_server_set_spin(s->card.server, 0);
     ob_server_set_timeout(s->card.server, 20000);
     CHECK_INT(pthread_create(&s->card.thread, NULL, serve, s), 0);
     connect_client(s);
     use(s);
+    check_without_ring(s);
     leave(s);
     if (faults_hit()) {
         s->failures = 0;
@@ -453,10 +482,8 @@ static void run_session(void *opaque)
     CHECK(access(s->path, F_OK) < 0);
 }
 
-static void try_all(enum fault_side side, bool single_socket, bool reconnect)
+static void try_session(enum fault_side side, unsigned classes, struct session s)
 {
-    struct session s = { .single_socket = single_socket, .reconnect = reconnect };
-
     faults_init();
     snprintf(s.path, sizeof(s.path), "%s/edu.sock", test_tmpdir());
     s.ram_fd = memfd_create("ram", MFD_CLOEXEC);
@@ -465,10 +492,25 @@ static void try_all(enum fault_side side, bool single_socket, bool reconnect)
     CHECK(s.ram != MAP_FAILED);
     s.irq = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     CHECK(s.irq >= 0);
-    faults_try_all(side, FAULT_ALL, run_session, &s);
+    faults_try_all(side, classes, run_session, &s);
     close(s.irq);
     munmap(s.ram, RAM_BYTES);
     close(s.ram_fd);
+    printf("%lu accesses in rings\n", s.accesses);
+    CHECK(s.ring == (s.accesses > 0));
+}
+
+static void try_all(enum fault_side side, bool single_socket, bool reconnect)
+{
+    try_session(side, FAULT_ALL,
+                (struct session){ .single_socket = single_socket, .reconnect = reconnect });
+}
+
+/* How often who polls asks the socket is a matter of chance. */
+static void try_ring(enum fault_side side, bool reconnect)
+{
+    try_session(side, FAULT_MEMORY | FAULT_KERNEL | FAULT_FILE,
+                (struct session){ .reconnect = reconnect, .ring = true });
 }
 
 TEST_TIMEOUT(client, "client-survives-each-failing-call", 120)
@@ -499,4 +541,19 @@ TEST_TIMEOUT(client_reconnects, "client-that-reconnects-survives-each-failing-ca
 TEST_TIMEOUT(server_reconnects, "server-of-one-that-reconnects-survives-each-failing-call", 120)
 {
     try_all(FAULTS_OTHERS, false, true);
+}
+
+TEST_TIMEOUT(client_ring, "client-with-a-ring-survives-each-failing-call", 120)
+{
+    try_ring(FAULTS_MAIN, false);
+}
+
+TEST_TIMEOUT(server_ring, "server-with-a-ring-survives-each-failing-call", 120)
+{
+    try_ring(FAULTS_OTHERS, false);
+}
+
+TEST_TIMEOUT(ring_reconnects, "a-ring-that-comes-back-survives-each-failing-call", 120)
+{
+    try_ring(FAULTS_OTHERS, true);
 }

@@ -312,6 +312,22 @@ TEST(unmap, "unmapping-returns-the-dirty-pages-or-forgets-them")
     end(&f);
 }
 
+TEST(unmap_small, "unmapping-a-few-pages-returns-those-that-are-dirty")
+{
+    uint8_t bitmap[8];
+    struct fixture f;
+
+    start(&f);
+    CHECK_INT(peer_unmap(&f.peer, BASE, SIZE, 0), 0);
+    CHECK_INT(peer_map(&f.peer, BASE, 64 * PAGE, OB_DMA_WRITE, f.fd, 0), 0);
+    CHECK_INT(logging_start(&f, PAGE, NULL), 0);
+    CHECK_INT(ob_dma_write(f.server, BASE + 7 * PAGE, "a", 1), 0);
+    CHECK_INT(unmap_dirty(&f, BASE, 64 * PAGE, sizeof(bitmap), bitmap), 0);
+    CHECK_INT(count(bitmap, 64), 1);
+    CHECK(bit(bitmap, 7));
+    end(&f);
+}
+
 TEST(late, "what-is-written-until-the-memory-is-put-is-in-the-answer-to-the-unmap")
 {
     struct {

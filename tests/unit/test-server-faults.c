@@ -5,6 +5,7 @@
  * by raw messages: a request that was refused works the second time, or the connection is closed,
  * and nothing is left behind.
  */
+#include "channel/ring.h"
 #include "faults.h"
 #include "harness.h"
 #include "outboard/pci.h"
@@ -13,6 +14,7 @@
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -219,25 +221,78 @@ static void map_and_unmap(struct setting *s)
     must(s, OB_CMD_DMA_UNMAP, &all, sizeof(all), NULL, 0);
 }
 
+/* What came with the reply to VERSION, and goes when all is done: a twin that goes ends the
+ * connection. */
+struct along {
+    int twin;
+    struct ob_ring *ring;
+};
+
+static struct along take_along(struct ob_msg *msg)
+{
+    const uint32_t head = sizeof(struct ob_wire_version);
+    struct along along = { .twin = -1 };
+    struct ob_caps caps;
+    const char *why;
+    int fd;
+
+    if (!msg)
+        return along;
+    CHECK_INT(ob_caps_parse((char *)msg->payload + head, msg->len - head, true, &caps, &why), 0);
+    if (caps.twin_socket)
+        along.twin = ob_msg_claim_fd(msg, (unsigned)caps.twin_fd_index);
+    if (caps.ring) {
+        fd = ob_msg_claim_fd(msg, (unsigned)caps.ring_fd_index);
+        along.ring = mmap(NULL, sizeof(*along.ring), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        CHECK(along.ring != MAP_FAILED);
+        close(fd);
+    }
+    CHECK(faults_hit() || (along.twin >= 0 && along.ring));
+    ob_msg_free(msg);
+    return along;
+}
+
+static void close_along(struct along *along)
+{
+    if (along->twin >= 0)
+        close(along->twin);
+    if (along->ring)
+        munmap(along->ring, sizeof(*along->ring));
+}
+
+/* A command in the ring, and one behind it. */
+static void use_ring(struct setting *s, struct ob_ring *ring)
+{
+    struct ob_wire_region_access access = { 0, 1, 4 };
+
+    if (ring) {
+        ring->entries[0].cmd = OB_CMD_REGION_READ;
+        ring->entries[0].count = 4;
+        atomic_store(&ring->entries[0].state, OB_RING_READY);
+    }
+    must(s, OB_CMD_REGION_READ, &access, sizeof(access), NULL, 0);
+    if (ring && !s->closed) {
+        CHECK_INT(ring->entries[0].done, OB_RING_TURN);
+        CHECK_INT(ring->entries[0].error, 0);
+    }
+}
+
 static void use(struct setting *s)
 {
     static const char json[] = "{\"capabilities\":{\"max_msg_fds\":16,\"migration\":{},"
-                               "\"twin_socket\":{\"supported\":true}}}";
+                               "\"twin_socket\":{\"supported\":true},"
+                               "\"access_ring\":{\"supported\":true}}}";
     uint8_t version[sizeof(struct ob_wire_version) + sizeof(json)] = { 0 };
     uint32_t info[8] = { 4096, 0, 0, 0, 0, 0, 0, 0 };
-    struct ob_wire_region_access access = { 0, 1, 4 };
-    struct ob_msg *msg;
-    int twin;
+    struct along along;
 
     memcpy(version + sizeof(struct ob_wire_version), json, sizeof(json));
-    msg = ask(s, OB_CMD_VERSION, version, sizeof(version), NULL, 0);
-    twin = msg ? ob_msg_claim_fd(msg, 0) : -1; /* closed, it would end the connection */
-    ob_msg_free(msg);
+    along = take_along(ask(s, OB_CMD_VERSION, version, sizeof(version), NULL, 0));
     for (info[2] = 0; info[2] < 9; info[2]++)
         must(s, OB_CMD_DEVICE_GET_REGION_INFO, info, 32, NULL, 0);
     info[2] = 0;
     must(s, OB_CMD_DEVICE_GET_REGION_IO_FDS, info, 16, NULL, 0);
-    must(s, OB_CMD_REGION_READ, &access, sizeof(access), NULL, 0);
+    use_ring(s, along.ring);
     set_irqs(s, OB_PCI_IRQ_MSIX, OB_IRQ_SET_ACTION_TRIGGER);
     set_irqs(s, OB_PCI_IRQ_INTX, OB_IRQ_SET_ACTION_TRIGGER);
     set_irqs(s, OB_PCI_IRQ_INTX, OB_IRQ_SET_ACTION_UNMASK);
@@ -245,8 +300,7 @@ static void use(struct setting *s)
     set_irqs(s, OB_PCI_IRQ_INTX, OB_IRQ_SET_ACTION_MASK);
     map_and_unmap(s);
     must(s, OB_CMD_DEVICE_RESET, NULL, 0, NULL, 0);
-    if (twin >= 0)
-        close(twin);
+    close_along(&along);
 }
 
 static void run(void *opaque)

@@ -174,8 +174,8 @@ static const struct {
 static void generate(struct sequence *s, uint64_t seed)
 {
     /* How often each is wanted, in the order of the commands. */
-    static const uint8_t wanted[MODEL_OP_COUNT] = { 16, 7, 1, 12, 6, 6, 5, 5, 4, 3, 8,
-                                                    1,  8, 4, 8,  4, 8, 8, 2, 4, 7, 2 };
+    static const uint8_t wanted[MODEL_OP_COUNT] = { 16, 7, 1, 12, 6, 6, 5, 5, 4, 3, 8, 1,
+                                                    8,  4, 8, 4,  8, 8, 2, 4, 7, 2, 6 };
     unsigned weights[MODEL_OP_COUNT], total = 1, script, next = 0;
 
     state = seed;

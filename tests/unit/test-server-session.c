@@ -53,6 +53,31 @@ TEST(version_reply, "version-is-answered-within-what-qemu-takes")
     ob_server_free(server);
 }
 
+TEST(version_all, "what-came-with-the-answer-to-version-is-said-there")
+{
+    static const char all[] = "{\"capabilities\":{\"max_msg_fds\":16,\"write_multiple\":true,"
+                              "\"twin_socket\":{\"supported\":true},"
+                              "\"access_ring\":{\"supported\":true}}}";
+    uint8_t payload[4 + sizeof(all)] = { 0 };
+    struct memory_device device;
+    struct ob_server *server = memory_device_listen(&device);
+    struct ob_caps caps;
+    const char *why;
+    struct ob_msg *reply;
+    struct peer peer;
+
+    CHECK_INT(ob_server_set_dma_limits(server, 10000, UINT64_MAX), 0); /* which is said, too */
+    memcpy(payload + 4, all, sizeof(all));
+    peer_connect(&peer, server);
+    CHECK_INT(peer_call(&peer, OB_CMD_VERSION, payload, sizeof(payload), &reply), 0);
+    CHECK_INT(reply->nfds, 2);
+    CHECK_INT(ob_caps_parse(reply->payload + 4, reply->len - 4, true, &caps, &why), 0);
+    CHECK(caps.twin_socket && caps.ring && caps.twin_fd_index + caps.ring_fd_index == 1);
+    ob_msg_free(reply);
+    peer_close(&peer);
+    ob_server_free(server);
+}
+
 TEST(version_bare, "version-without-json-is-answered-without")
 {
     struct memory_device device;

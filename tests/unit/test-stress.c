@@ -9,6 +9,8 @@
  * use, in the environment: SEED=NUMBER, TIME=SECONDS; or `make stress`.
  */
 #include "harness.h"
+
+#include "client/internal.h"
 #include "outboard/client.h"
 #include "outboard/server.h"
 
@@ -71,6 +73,7 @@ struct stress {
     atomic_uint generation, order;
     atomic_bool stop;
     unsigned kills, clients, disconnects;
+    unsigned long accesses; /* in rings, of which those between two counts and a loss are missing */
     atomic_uint resets, resets_done;
     struct owner owners[THREADS];
 };
@@ -249,9 +252,15 @@ static bool answered(struct owner *o, const char *what, int rc)
     return true;
 }
 
+/* Half of them fit into the access ring. */
+static uint32_t some_bytes(struct owner *o, uint32_t most)
+{
+    return 1 + rnd(&o->random, rnd(&o->random, 2) ? OB_RING_DATA : most);
+}
+
 static void do_write(struct owner *o)
 {
-    uint32_t at = rnd(&o->random, AREA), count = 1 + rnd(&o->random, 64);
+    uint32_t at = rnd(&o->random, AREA), count = some_bytes(o, 64);
     uint8_t data[64];
     int rc;
 
@@ -266,7 +275,7 @@ static void do_write(struct owner *o)
 
 static void do_read(struct owner *o)
 {
-    uint32_t at = rnd(&o->random, AREA), count = 1 + rnd(&o->random, 256);
+    uint32_t at = rnd(&o->random, AREA), count = some_bytes(o, 256);
     uint8_t data[256];
 
     if (count > AREA - at)
@@ -426,6 +435,14 @@ static void connect_client(struct stress *s)
     s->clients++;
 }
 
+/* Before its connection ends. */
+static void count_accesses(struct stress *s)
+{
+    ob_client_lock(s->client);
+    s->accesses += s->client->ring_at;
+    ob_client_unlock(s->client);
+}
+
 static void exchange_client(struct stress *s)
 {
     ob_client_shutdown(s->client, "a new one is made");
@@ -444,14 +461,17 @@ static void upset(struct stress *s, uint64_t *random)
     switch (rnd(random, 8)) {
     case 0:
     case 1:
+        count_accesses(s);
         s->kills++;
         restart_server(s);
         break;
     case 2:
+        count_accesses(s);
         s->disconnects++;
         ob_client_disconnect(s->client, "just so");
         break;
     case 3:
+        count_accesses(s);
         exchange_client(s);
         break;
     default:
@@ -530,8 +550,9 @@ static void end(struct stress *s)
         printf("%lu %s, ", sum, kinds[kind]);
         CHECK(sum > 0);
     }
-    printf("%u kills, %u resets, %u disconnects, %u clients\n", s->kills, s->resets, s->disconnects,
-           s->clients);
+    printf("%lu accesses in rings, %u kills, %u resets, %u disconnects, %u clients\n", s->accesses,
+           s->kills, s->resets, s->disconnects, s->clients);
+    CHECK(s->accesses > 0 || sysconf(_SC_NPROCESSORS_ONLN) < 2);
     CHECK_INT(s->device->disorder, 0);
     for (unsigned i = 0; i < THREADS; i++) {
         struct owner *o = &s->owners[i];
