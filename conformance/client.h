@@ -14,7 +14,7 @@
 
 #include <sys/types.h>
 
-#include "conformance/test.h"
+#include "conformance/ring.h"
 
 #define PLAY_MAPS    1024u      /* mappings of the client that are followed */
 #define PLAY_BACKLOG 65536u     /* bytes of answers that wait behind one that is held back */
@@ -52,6 +52,20 @@ struct answer {
     uint8_t data[OB_PAYLOAD_MAX];
 };
 
+/* The access ring, if the case offers one. */
+struct play_ring {
+    struct ring *memory; /* NULL: none */
+    bool closed;         /* it is not polled, as far as is said */
+    bool useless;        /* the client must not use it */
+    uint32_t lie;        /* by how much the count in accepts is wrong */
+    uint32_t at;         /* commands that were in it, those that were taken back as well */
+    uint32_t used;       /* those that were not */
+    /* Looks at it while nothing else comes; whether there was something. */
+    bool (*look)(struct test *t);
+    /* A command that was taken is done; its answer is not sent. */
+    void (*finish)(struct test *t, struct ring_entry *e, uint32_t after, struct answer *a);
+};
+
 /* The device, and the client at the other end. */
 struct play {
     const struct check_options *opt;
@@ -68,7 +82,9 @@ struct play {
     uint8_t backlog[PLAY_BACKLOG];
     size_t backlog_len;
     uint32_t commands; /* set of those that were answered */
-    int bar;           /* memory behind BAR 0 */
+    uint32_t executed; /* how many came over the main socket after VERSION */
+    struct play_ring ring;
+    int bar; /* memory behind BAR 0 */
     uint8_t config[PLAY_CONFIG];
     struct play_migration migration;
     struct mapping maps[PLAY_MAPS];
@@ -97,8 +113,30 @@ void device_describe(const struct play *p, uint32_t index, uint32_t argsz, struc
 /* The mapping that has these flags and so many bytes; NULL: none. */
 const struct mapping *device_mapping(const struct play *p, uint32_t flags, uint64_t size);
 
+/* ---- The access ring (client_ring.c) ------------------------------------------------------- */
+
+/* Answers VERSION with this for access_ring, and descriptors. A client that did not ask for it is
+ * not offered the case. */
+void ring_say(struct test *t, const char *value, const int *fds, unsigned nfds);
+/* A file for it, of so many bytes, whose size cannot change if it can be sealed. */
+int ring_file(struct test *t, size_t size, bool can_be_sealed);
+/* Maps it, to be played from now on. */
+void ring_map(struct test *t, int fd);
+/* An honest one, open all the time. */
+void ring_begin(struct test *t);
+/* Says in it how many commands were executed. */
+void ring_publish(struct play *p);
+/* Executes what is in it, strictly. */
+bool ring_look(struct test *t);
+/* Leaves what is to be found when a command is done. */
+void ring_leave(const struct test *t, struct ring_entry *e, uint32_t done, const struct answer *a);
+/* ... and frees the entry, answers who asked. */
+void ring_finish(struct test *t, struct ring_entry *e, uint32_t after, struct answer *a);
+
 /* ---- What comes next (client_play.c) ------------------------------------------------------- */
 
+/* The right answer to the command in t->in, which the case's look() sees before. */
+void play_answer(struct test *t, struct answer *a);
 /* Sends the answer; hdr.msg_size is what it says if the case has set it. */
 void play_send(struct test *t, struct answer *a);
 /* A byte at a time. */
@@ -138,7 +176,7 @@ void process_stop(struct test *t);
 char *process_output(const struct play *p, char *bytes);
 
 extern const struct case_table client_version_cases, client_region_cases, client_command_cases,
-    client_memory_cases, client_migration_cases, client_sent_cases;
+    client_memory_cases, client_migration_cases, client_ring_cases, client_sent_cases;
 extern const struct family_table client_reply_families, client_command_families;
 
 #endif

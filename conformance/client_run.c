@@ -28,8 +28,8 @@ static int make_list(struct list *list, const char *pattern)
     static const struct family_table *const families[] = { &client_reply_families,
                                                            &client_command_families };
     static const struct case_table *const tables[] = {
-        &client_sent_cases,    &client_version_cases, &client_region_cases,
-        &client_command_cases, &client_memory_cases,  &client_migration_cases,
+        &client_sent_cases,   &client_version_cases,   &client_region_cases, &client_command_cases,
+        &client_memory_cases, &client_migration_cases, &client_ring_cases,
     };
 
     return list_make(list, pattern, families, sizeof(families) / sizeof(families[0]), tables,

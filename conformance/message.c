@@ -18,6 +18,7 @@ uint16_t test_send_all(struct test *t, uint16_t cmd, uint32_t flags, const void 
                                .flags = flags };
 
     MUST(t, hdr.msg_size <= sizeof(whole), "out of room for a message");
+    t->sent += (flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND;
     memcpy(whole, &hdr, sizeof(hdr));
     if (len)
         memcpy(whole + sizeof(hdr), payload, len);

@@ -21,8 +21,9 @@ static int make_list(struct list *list, const char *pattern)
 {
     static const struct family_table *const families[] = { &message_families, &irq_families };
     static const struct case_table *const tables[] = {
-        &version_cases, &session_cases,  &info_cases,  &io_fds_cases,  &access_cases, &irq_cases,
-        &dma_cases,     &transfer_cases, &multi_cases, &feature_cases, &dirty_cases,  &random_cases,
+        &version_cases, &session_cases, &info_cases,     &io_fds_cases, &access_cases,
+        &irq_cases,     &dma_cases,     &transfer_cases, &multi_cases,  &feature_cases,
+        &dirty_cases,   &ring_cases,    &random_cases,
     };
 
     return list_make(list, pattern, families, sizeof(families) / sizeof(families[0]), tables,

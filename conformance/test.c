@@ -86,6 +86,9 @@ void test_close_all(struct test *t)
             (void)!read(p.fd, &count, sizeof(count));
         close(p.fd);
     }
+    if (t->mapped)
+        munmap(t->mapped, t->mapped_len);
+    t->mapped = NULL;
     for (unsigned i = 0; i < t->nlinks; i++)
         if (t->links[i] >= 0)
             close(t->links[i]);
@@ -121,6 +124,19 @@ void test_await_signal(struct test *t, int eventfd)
 
     MUST(t, left_ms > 0 && poll(&p, 1, left_ms) == 1, "the eventfd is not signalled");
     test_signals(t, eventfd);
+}
+
+void *test_map(struct test *t, int fd, size_t len)
+{
+    if (t->mapped)
+        munmap(t->mapped, t->mapped_len);
+    t->mapped = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    t->mapped_len = len;
+    if (t->mapped == MAP_FAILED) {
+        t->mapped = NULL;
+        test_fail(t, "a descriptor cannot be mapped: %s", strerror(errno));
+    }
+    return t->mapped;
 }
 
 bool test_is_eventfd(int fd)

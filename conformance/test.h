@@ -76,8 +76,11 @@ struct test {
     int links[TEST_LINKS]; /* -1: closed */
     unsigned nlinks, at;   /* at: the one that the helpers talk through */
     uint16_t next_id;
+    uint32_t sent; /* commands, by test_send_all() */
     int fds[TEST_FDS];
     unsigned nfds;
+    void *mapped; /* by test_map(); NULL: nothing */
+    size_t mapped_len;
     struct msg in;        /* the message received last */
     unsigned connections; /* ever made */
     bool heard;           /* there was a message */
@@ -125,6 +128,8 @@ void test_close(struct test *t, int fd);
 void test_close_all(struct test *t);
 int test_eventfd(struct test *t);
 int test_memfd(struct test *t, size_t size);
+/* Maps so much of a file, shared, in place of what was mapped before. */
+void *test_map(struct test *t, int fd, size_t len);
 bool test_is_eventfd(int fd);
 /* Times it was signalled since; the counter is then zero. */
 uint64_t test_signals(struct test *t, int eventfd);
@@ -196,6 +201,9 @@ int test_version(struct test *t, uint16_t major, uint16_t minor, const char *jso
  * without the key. */
 #define TEST_CAPS(inside) "{\"capabilities\":{" inside "}}"
 #define TEST_PLAIN        TEST_CAPS("")
+/* The index of the descriptor that came with the reply to VERSION for this capability (key); -1:
+ * the server does not turn it on. */
+int test_came_along(struct test *t, const char *key);
 /* VERSION as the suite mostly sends it. */
 void test_negotiate(struct test *t);
 
@@ -284,7 +292,7 @@ struct family_table {
 
 extern const struct case_table version_cases, session_cases, stream_cases, info_cases, io_fds_cases,
     access_cases, irq_cases, dma_cases, transfer_cases, feature_cases, dirty_cases, multi_cases,
-    random_cases;
+    ring_cases, random_cases;
 extern const struct family_table message_families, irq_families;
 
 #endif

@@ -292,28 +292,31 @@ static void reply_is_subset(struct test *t)
     MUST(t, !twin, "the server turns twin_socket on, which was not proposed");
 }
 
+int test_came_along(struct test *t, const char *key)
+{
+    json_t *root = said(t);
+    const json_t *said = json_object_get(json_object_get(root, "capabilities"), key);
+    const json_t *index = json_object_get(said, "fd_index");
+    bool on = json_is_true(json_object_get(said, "supported"));
+    json_int_t at = json_is_integer(index) ? json_integer_value(index) : -1;
+
+    json_decref(root);
+    MUST(t, !on || (at >= 0 && at < t->in.nfds), "fd_index of %s is %lld, and %u fds came", key,
+         (long long)at, t->in.nfds);
+    return on ? (int)at : -1;
+}
+
 /* The second socket, proposed: it is there and is a socket, or it is not on. */
 static void twin_socket(struct test *t)
 {
     static const char ask[] = CAPS("\"max_msg_fds\":8,\"twin_socket\":{\"supported\":true}");
-    int type = 0;
+    int type = 0, at;
     socklen_t len = sizeof(type);
-    const json_t *twin, *index;
-    json_int_t at;
-    json_t *root;
-    bool on;
 
     test_is_ok(t, test_version(t, 0, 0, ask, sizeof(ask)), OB_CMD_VERSION);
-    root = said(t);
-    twin = json_object_get(json_object_get(root, "capabilities"), "twin_socket");
-    on = json_is_true(json_object_get(twin, "supported"));
-    index = json_object_get(twin, "fd_index");
-    at = json_is_integer(index) ? json_integer_value(index) : -1;
-    json_decref(root);
-    if (!on)
+    at = test_came_along(t, "twin_socket");
+    if (at < 0)
         test_not_offered(t, "the server has no twin socket");
-    MUST(t, at >= 0 && at < t->in.nfds, "fd_index is %lld, and %u fds came", (long long)at,
-         t->in.nfds);
     MUST(t, getsockopt(t->in.fds[at], SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM,
          "the twin socket is no stream socket");
     test_keep(t, dup(t->in.fds[at])); /* its end would be the end of the connection */

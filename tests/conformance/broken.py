@@ -141,7 +141,7 @@ class Link(threading.Thread):
     def run(self):
         with contextlib.suppress(Closed, OSError, ValueError):
             while True:
-                for ready in select.select([self.client, self.server], [], [])[0]:
+                for ready in select.select([self.client, self.server], [], [], self.mutant.idle(self))[0]:
                     if ready is self.client:
                         self.from_client()
                     else:
@@ -172,6 +172,10 @@ class Unbroken:
 
     def leave(self, link):
         pass
+
+    def idle(self, link):
+        """Called before it waits: for so many seconds at most."""
+        return None
 
     def size(self, size):
         return size

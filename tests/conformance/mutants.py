@@ -7,8 +7,8 @@ from broken import Unbroken, broken_server
 from case import OUTBOARD, case
 
 
-def check(path, pattern):
-    done = subprocess.run([OUTBOARD, "check", path, "--json", "--only", pattern, "--timeout", "3000"],
+def check(path, pattern, timeout_ms=3000):
+    done = subprocess.run([OUTBOARD, "check", path, "--json", "--only", pattern, "--timeout", str(timeout_ms)],
                           capture_output=True, text=True)
     return done.returncode, json.loads(done.stdout)
 

@@ -95,6 +95,19 @@ BREAKAGES = {
     "ignores-refused-states": "migration/transition-refused",
     "logs-twice": "logging/order",
     "ignores-range-of-reports": "logging/other-memory",
+    "ring-without-index": "ring/no-index",
+    "ring-of-anything": "ring/can-be-cut",
+    "ring-closed-or-not": "ring/closed",
+    "ring-at-any-count": "ring/counts-more",
+    "ring-of-any-state": "ring/not-free",
+    "ring-ready-first": "ring/used",
+    "ring-with-flags": "ring/second-descriptor",
+    "ring-for-resets": "ring/turns",
+    "ring-looked-at-once": "ring/closing",
+    "ring-asked-for-nothing": "ring/asked",
+    "ring-refusals-are-deadly": "ring/errors",
+    "ring-of-any-turn": "ring/other-turn",
+    "ring-waited-for-for-ever": "ring/never-done",
 }
 
 

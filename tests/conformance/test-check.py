@@ -56,6 +56,8 @@ for name in DEVICES:
     def _(tmp, name=name):
         report = passes(name, tmp)
         assert report["summary"]["pass"] >= 250, report["summary"]
+        ring = [c for c in report["cases"] if c["id"].startswith("ring/") and c["verdict"] != "pass"]
+        assert not ring or os.cpu_count() == 1, ring  # with one CPU nobody polls
 
 
 @case("every-case-is-tied-to-rules-that-are-written-down")

@@ -4,6 +4,8 @@
 
 For the test of `outboard check --client`, which must find out."""
 import array
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -12,12 +14,15 @@ import struct
 import sys
 import time
 
+import ring
+
 VERSION, DMA_MAP, DMA_UNMAP, GET_INFO, REGION_INFO, IRQ_INFO, SET_IRQS, REGION_READ, RESET = 1, 2, 3, 4, 5, 7, 8, 9, 13
 DMA_READ, DMA_WRITE = 11, 12
 FEATURE, MIG_DATA_READ, MIG_DATA_WRITE = 16, 17, 18
 GET, SET = 1 << 16, 1 << 17
 MIGRATION, STATE, LOG_START, LOG_STOP, LOG_REPORT = 1, 2, 6, 7, 8
 RUNNING, STOP_COPY, RESUMING = 2, 3, 4
+REGION_WRITE, NO_REPLY, LINE = 10, 0x10, 0x3c
 HEADER = struct.Struct("<HHIII")
 ADDRESS, SIZE = 0x100000, 0x200000
 WRONG, PATH = sys.argv[1:]
@@ -27,7 +32,16 @@ class Broken(Exception):
     """The server broke a rule, or left."""
 
 
+def wait(for_what, seconds):
+    until = time.monotonic() + seconds
+    while not (so := for_what()) and time.monotonic() < until:
+        time.sleep(0)
+    return so
+
+
 class Client:
+    wants_fds = False
+
     def __init__(self):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(PATH)
@@ -37,6 +51,9 @@ class Client:
         self.fds_taken = 1
         self.largest = 1 << 20
         self.migrates = False
+        self.ring = None
+        self.ring_at = self.sent = 0
+        self.came = []
 
     def receive(self, size):
         data = b""
@@ -47,6 +64,8 @@ class Client:
                 fds.frombytes(body[:len(body) - len(body) % 4])
                 if WRONG == "keeps-fds":
                     self.kept += fds
+                elif self.wants_fds:
+                    self.came = list(fds)
                 else:
                     for fd in fds:
                         os.close(fd)
@@ -71,8 +90,15 @@ class Client:
         error = 7 if WRONG == "sets-error-number" else 0
         if WRONG == "sets-flags":
             flags |= 0x100
+        if self.ring and cmd in (REGION_READ, REGION_WRITE) and (got := self.try_ring(msg_id, cmd, payload, flags)):
+            return got[0]
+        self.sent += cmd != VERSION
+        self.wants_fds = cmd == VERSION
         header = HEADER.pack(msg_id, cmd, HEADER.size + len(payload), flags, error)
         socket.send_fds(self.socket, [header + payload], list(fds)) if fds else self.socket.sendall(header + payload)
+        return None if flags & NO_REPLY else self.reply(msg_id, cmd, least, most)
+
+    def reply(self, msg_id, cmd, least=0, most=1 << 20):
         while True:
             got_id, got_cmd, got_flags, error, reply = self.message()
             if got_flags & 15 != 0:
@@ -119,6 +145,78 @@ class Client:
             return payload[:16]
         return payload + bytes(self.memory[start:start + count])
 
+    # the access ring
+
+    def take_ring(self, said):
+        if not isinstance(said, dict) or not isinstance(said.get("supported", False), bool):
+            raise Broken("no ring")
+        if not said.get("supported"):
+            return
+        index = said.get("fd_index", 0 if WRONG == "ring-without-index" else None)
+        if not isinstance(index, int):
+            raise Broken("a ring without an index")
+        fd = self.came[index] if index < len(self.came) else None
+        with contextlib.suppress(OSError):
+            if fd is not None and (WRONG == "ring-of-anything" or fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+                                   & fcntl.F_SEAL_SHRINK and os.fstat(fd).st_size >= ring.SIZE):
+                self.ring = ring.Ring(fd)
+
+    def is_open(self):
+        accepts = self.ring.accepts
+        return (accepts & ring.POLLS or WRONG == "ring-closed-or-not") and (
+            accepts >> 1 == self.sent or WRONG == "ring-at-any-count")
+
+    def try_ring(self, msg_id, cmd, payload, flags):
+        """[the reply's payload, or None], if it could be put there."""
+        shared, number = self.ring, self.ring_at
+        offset, region, count = struct.unpack_from("<QII", payload)
+        ready, free = ring.before(number) + ring.READY, ring.after(number)
+        if count > 8 or not self.is_open() or shared.state(number) != free - ring.TURN and WRONG != "ring-of-any-state":
+            return None
+        if WRONG == "ring-looked-at-once":
+            wait(lambda: not self.is_open(), 0.01)
+        if WRONG == "ring-ready-first":
+            shared.change_state(number, shared.state(number), ready)
+            time.sleep(0.005)
+        for field, value in ((ring.FLAGS, flags | (1 << 8 if WRONG == "ring-with-flags" else 0)), (ring.ID, msg_id),
+                             (ring.CMD, RESET if WRONG == "ring-for-resets" else cmd), (ring.REGION, region),
+                             (ring.OFFSET, offset), (ring.COUNT, count), (ring.DATA, payload[16:].ljust(8, b"\0"))):
+            shared.put(number, field, value)
+        if WRONG != "ring-ready-first":
+            shared.change_state(number, shared.state(number), ready)
+        self.ring_at += 1
+        if WRONG != "ring-looked-at-once" and not self.is_open() and shared.change_state(number, ready, free):
+            return None
+        return [None] if flags & NO_REPLY else [self.result(number, msg_id, cmd, payload)]
+
+    def is_done(self, number):
+        done = self.ring.get(number, ring.DONE)
+        return done == ring.after(number) or WRONG == "ring-of-any-turn" and done != 0
+
+    def result(self, number, msg_id, cmd, payload):
+        patience = 3600 if WRONG == "ring-waited-for-for-ever" else 0.002
+        if not wait(lambda: self.is_done(number), patience):
+            state = self.ring.state(number)
+            while state & ring.STEPS and not self.ring.change_state(number, state, state | ring.ASKED):
+                state = self.ring.state(number)
+            if state & ring.STEPS and WRONG != "ring-asked-for-nothing":
+                self.socket.settimeout(2)
+                return self.reply(msg_id, cmd)
+            wait(lambda: self.is_done(number), 1)
+        if self.ring.get(number, ring.ERROR):
+            if WRONG == "ring-refusals-are-deadly":
+                os.kill(os.getpid(), signal.SIGABRT)
+            return None
+        return payload[:16] + self.ring.get(number, ring.RESULT)[:struct.unpack_from("<I", payload, 12)[0]]
+
+    def use_registers(self):
+        for i in range(300):
+            where = struct.pack("<QII", LINE, 7, 1)
+            self.ask(REGION_WRITE, where + bytes([i & 0xff]), flags=NO_REPLY)
+            got = self.ask(REGION_READ, where)
+            if got is not None and got[16:] != bytes([i & 0xff]):
+                raise Broken("not what was written")
+
     # what it uses
 
     def version(self):
@@ -126,7 +224,8 @@ class Client:
             return
         nul = b"" if WRONG == "version-without-nul" else b"\0"
         migration = b"" if WRONG == "never-migrates" else b',"migration":{"pgsize":4096}'
-        proposal = b'{"capabilities":{"max_msg_fds":8' + migration + b"}}" + nul
+        ask = b',"access_ring":{"supported":true}'
+        proposal = b'{"capabilities":{"max_msg_fds":8' + ask + migration + b"}}" + nul
         reply = self.ask(VERSION, struct.pack("<HH", 0, 0) + proposal, least=4)
         if reply is None:
             raise Broken("refused")
@@ -141,6 +240,10 @@ class Client:
         self.fds_taken = said.get("max_msg_fds", 1)
         self.largest = said.get("max_data_xfer_size", 1 << 20)
         self.migrates = "migration" in said
+        if "access_ring" in said:
+            self.take_ring(said["access_ring"])
+        for fd in self.came:
+            os.close(fd)
 
     def info(self):
         request = struct.pack("<IIII", 8 if WRONG == "small-argsz" else 16, 0, 9 if WRONG == "fills-reserved" else 0, 0)
@@ -243,6 +346,8 @@ class Client:
         self.ask(REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 7, 0, 0, 0), least=32, most=32)
         self.use_irqs()
         self.read(7, 0, 64)
+        if self.ring:
+            self.use_registers()
         if self.migrates:
             self.migrate()
         self.ask(RESET)
