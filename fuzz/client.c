@@ -371,6 +371,7 @@ static void connect_client(struct run *r, uint8_t greeting, uint8_t how)
     options.opaque = r;
     player_begin(&r->player, r->in, greeting);
     r->player.eager = greeting & GREET_DEVICE;
+    r->player.offers_ring = how & 128;
     rc = how & 32 ? ob_client_connect("fuzz", &options, &r->client, why, sizeof(why))
                   : ob_client_connect_fd(player_connect(&r->player), &options, &r->client, why,
                                          sizeof(why));

@@ -70,6 +70,7 @@ static void print_words(void)
     ob_caps_offer(&caps);
     ob_caps_offer_migration(&caps);
     caps.twin_socket = true;
+    caps.ring = true;
     caps.max_dma_maps--;
     caps.pgsizes *= 3;
     if (ob_caps_print(&caps, true, json, sizeof(json)) < 0)

@@ -51,6 +51,7 @@ static const char *const words[] = {
     "\"migration\":{",
     "\"pgsize\":",
     "\"max_bitmap_size\":",
+    "\"access_ring\":{",
 };
 #define NWORDS   (sizeof(words) / sizeof(words[0]))
 #define WORD_MAX 24u
@@ -95,7 +96,8 @@ static void check_printed(const struct ob_caps *caps, bool is_reply)
           again.max_data_xfer_size == caps->max_data_xfer_size && again.pgsizes == caps->pgsizes &&
           again.write_multiple == caps->write_multiple &&
           again.mapped_order == caps->mapped_order && again.twin_socket == caps->twin_socket &&
-          again.twin_fd_index == caps->twin_fd_index && again.migration == caps->migration &&
+          again.twin_fd_index == caps->twin_fd_index && again.ring == caps->ring &&
+          again.ring_fd_index == caps->ring_fd_index && again.migration == caps->migration &&
           again.migration_max_bitmap_size == caps->migration_max_bitmap_size);
 }
 

@@ -127,7 +127,7 @@ static void do_reconnect(struct disk *d, uint8_t how)
     visitor_leave(d->v->current);
     visitors_step(d->v, 16);
     visitor_connect(d->v, 0);
-    visitor_greet(d->v, !(how & 2));
+    visitor_greet(d->v, !(how & 2), false);
     if (how & 1)
         return;
     disk_attach(d, d->v);
@@ -235,7 +235,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     world_begin();
     visitors_begin(&v, &ob_served_nvme, args[how & 3]);
     visitor_connect(&v, 0);
-    visitor_greet(&v, how & 4);
+    visitor_greet(&v, how & 4, false);
     disk_attach(&disk, &v);
     if (!(how & 8))
         disk_enable(&disk);

@@ -16,12 +16,15 @@ enum server_operation {
     OP_CUT,     /* size (number) of the file of KIND_CUT */
     OP_SIGNAL,  /* an eventfd that the server gave away, or one of the kinds (1 byte) */
     OP_ANSWERS, /* how many (1 byte), enum answer each: to DMA requests */
+    OP_RING,    /* ring.h, by the current one */
+    OP_POLL,    /* how many (1 byte) of the operations that follow while the server polls */
     SERVER_OPS
 };
 
 enum {
     CONNECT_GREETED = 4, /* it sends a good VERSION */
     CONNECT_TWIN = 8,    /* which asks for a second socket */
+    CONNECT_RING = 16,   /* and for an access ring */
 };
 
 /*

@@ -61,6 +61,8 @@ static void receive(struct player *p, struct ob_channel *ch)
         if (rc <= 0)
             return;
         check_message(p, ch, msg);
+        if ((msg->hdr.flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND && msg->hdr.cmd != OB_CMD_VERSION)
+            player_note_taken(p);
         if ((msg->hdr.flags & (OB_HDR_TYPE_MASK | OB_HDR_NO_REPLY)) == OB_HDR_COMMAND)
             keep(p, msg);
         ob_msg_free(msg);
@@ -76,7 +78,7 @@ static void let_client_be(void *opaque)
     receive(p, &p->main);
 }
 
-static void send_message(struct player *p, struct message *msg)
+void player_send(struct player *p, struct message *msg)
 {
     struct ob_channel *ch = (msg->how & MESSAGE_TWIN) && p->twin.fd >= 0 ? &p->twin : &p->main;
     int fds[OB_MSG_FDS_MAX];
@@ -103,7 +105,7 @@ static struct message *take_request(struct player *p, unsigned at)
 static void answer(struct player *p, unsigned at, struct input *in)
 {
     message_take(in, take_request(p, at), &reply);
-    send_message(p, &reply);
+    player_send(p, &reply);
 }
 
 /* What a device is that does not change: as inputs of message_take(), behind command and how. */
@@ -207,7 +209,7 @@ static void answer_with(struct player *p, uint32_t flags, uint32_t error_no, uin
                                       .flags = OB_HDR_REPLY | flags,
                                       .error_no = error_no };
     reply.len = len;
-    send_message(p, &reply);
+    player_send(p, &reply);
 }
 
 static void set_fds(unsigned n, uint8_t kind)
@@ -272,7 +274,8 @@ static void greet(struct player *p)
                                .cmd = OB_CMD_VERSION,
                                .flags = OB_HDR_REPLY };
     struct ob_caps caps;
-    int ends[2] = { -1, -1 };
+    int ends[2] = { -1, -1 }, fds[2];
+    unsigned nfds = 0;
     char json[512];
     int len;
 
@@ -288,16 +291,20 @@ static void greet(struct player *p)
         caps.max_data_xfer_size = 100;
     if (p->greeting & GREET_PAGES)
         caps.pgsizes = 0x10000;
-    len = ob_caps_print(&caps, true, json, sizeof(json));
-    HOLDS(len > 0);
-    if (twin)
+    if (twin) {
         HOLDS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0 &&
               ob_channel_init(&p->twin, ends[0], OB_PAYLOAD_MAX) == 0);
+        fds[nfds++] = ends[1];
+    }
+    if (p->offers_ring)
+        nfds = player_add_ring(p, &caps, fds, nfds);
+    len = ob_caps_print(&caps, true, json, sizeof(json));
+    HOLDS(len > 0);
     ob_channel_try(&p->main, &hdr,
-                   (struct iovec[]){ { &version, sizeof(version) }, { json, (size_t)len } }, 2,
-                   &ends[1], twin);
-    if (twin)
-        close(ends[1]);
+                   (struct iovec[]){ { &version, sizeof(version) }, { json, (size_t)len } }, 2, fds,
+                   nfds);
+    while (nfds > 0)
+        close(fds[--nfds]);
 }
 
 static void send_raw(struct player *p)
@@ -333,13 +340,23 @@ static bool act_alone(struct player *p, enum player_operation op)
     switch (op) {
     case PLAY_COMMAND:
         message_take(p->in, NULL, &reply);
-        send_message(p, &reply);
+        player_send(p, &reply);
         return true;
     case PLAY_RAW:
         send_raw(p);
         return true;
     case PLAY_CLOSE:
         close_one(p, input_u8(p->in));
+        return true;
+    case PLAY_ACCESS:
+        if (end_has(&p->ring))
+            player_serve_ring(p, 0, NULL);
+        return true;
+    case PLAY_RING:
+        end_act(&p->ring, p->in, false);
+        return true;
+    case PLAY_OPEN:
+        player_change_polls(p, input_u8(p->in) & 1);
         return true;
     default:
         return false;
@@ -389,6 +406,10 @@ bool player_turn(void *opaque)
         greet(p);
         return true;
     }
+    if (p->eager && end_has(&p->ring)) {
+        player_serve_ring(p, 0, NULL);
+        return true;
+    }
     if (p->eager && p->npending > 0) {
         answer_right(p);
         return true;
@@ -409,6 +430,9 @@ int player_connect(struct player *p)
     close_one(p, 0);
     close_one(p, 1);
     p->npending = 0;
+    end_close(&p->ring);
+    p->polls = false;
+    p->taken = 0;
     HOLDS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
     HOLDS(ob_channel_init(&p->main, ends[1], OB_PAYLOAD_MAX) == 0);
     return ends[0];
@@ -421,12 +445,15 @@ void player_begin(struct player *p, struct input *in, uint8_t greeting)
     p->greeting = greeting;
     p->main.fd = p->twin.fd = -1;
     world.hook = player_turn;
+    world.tick = player_tick;
     world.opaque = p;
 }
 
 void player_end(struct player *p)
 {
     world.hook = NULL;
+    world.tick = NULL;
     close_one(p, 0);
     close_one(p, 1);
+    end_close(&p->ring);
 }

@@ -9,6 +9,7 @@
 
 #include "channel/channel.h"
 #include "message.h"
+#include "ring.h"
 
 #define PENDING_MAX 8u
 
@@ -25,6 +26,17 @@ enum {
         0x80, /* the reply that fits to a question for the device is that of one device */
 };
 
+/* What the server does about a command in the ring, while the client polls: a byte each. */
+enum player_access {
+    ACCESS_DONE, /* its result is its offset */
+    ACCESS_LATER,
+    ACCESS_WITH, /* errno, result (numbers) */
+    ACCESS_SHUT, /* it polls no more, when this is done */
+    ACCESS_RING, /* ring.h */
+    ACCESS_TURN, /* as when the client waits */
+    ACCESSES
+};
+
 enum player_operation {
     PLAY_RIGHT,  /* the reply that fits, to the oldest request */
     PLAY_REPLY,  /* message.h, to the oldest */
@@ -39,6 +51,9 @@ enum player_operation {
                      their offsets and sizes (numbers), kind of fd (1 byte) */
     PLAY_IO_FDS,  /* the reply to GET_REGION_IO_FDS: count, offset, size, fd index, type, flags,
                      datamatch for each (numbers), how many fds (number), their kind (1 byte) */
+    PLAY_ACCESS,  /* executes a command of the ring */
+    PLAY_RING,    /* ring.h */
+    PLAY_OPEN,    /* whether the server polls (bit 0), from now on */
     PLAY_OPERATIONS
 };
 
@@ -47,11 +62,23 @@ struct player {
     struct ob_channel main, twin; /* fd -1: there is none (any more) */
     uint8_t greeting;
     bool eager; /* it answers rightly by itself, without the input */
+    bool offers_ring;
+    uint8_t ring_how; /* set of RING_* */
+    struct end ring;
+    bool polls;
+    uint32_t taken; /* commands that came over the main socket, after VERSION */
     unsigned npending;
     struct {
         struct ob_wire_hdr hdr;
         uint8_t payload[64]; /* the start of it */
     } pending[PENDING_MAX];
+};
+
+/* The byte that a server that offers a ring takes from the input with each VERSION. */
+enum {
+    RING_KIND = 0x1f,  /* that kind of fd in its place; from KINDS on: the ring */
+    RING_INDEX = 0x20, /* the index is one too many */
+    RING_POLLS = 0x40, /* it polls from the start */
 };
 
 void player_begin(struct player *p, struct input *in, uint8_t greeting);
@@ -60,5 +87,18 @@ int player_connect(struct player *p);
 void player_end(struct player *p);
 /* Whether it did anything. */
 bool player_turn(void *opaque);
+/* Over the socket that the message wants. */
+void player_send(struct player *p, struct message *msg);
+
+/* Its end of the ring (player_ring.c). The server counts a command of the main socket. */
+void player_note_taken(struct player *p);
+/* What comes with the reply to VERSION. How many fds there are now. */
+unsigned player_add_ring(struct player *p, struct ob_caps *caps, int *fds, unsigned nfds);
+/* Executes the next command. The reply goes over the socket if that was asked for.
+ * result NULL: its offset. */
+void player_serve_ring(struct player *p, uint32_t error, const uint64_t *result);
+void player_change_polls(struct player *p, bool polls);
+/* The client looks at the clock. */
+void player_tick(void *opaque);
 
 #endif

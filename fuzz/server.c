@@ -51,7 +51,7 @@ static void do_connect(struct visitors *v, uint8_t how)
 {
     visitor_connect(v, how);
     if (how & CONNECT_GREETED)
-        visitor_greet(v, how & CONNECT_TWIN);
+        visitor_greet(v, how & CONNECT_TWIN, how & CONNECT_RING);
 }
 
 static void do_leave(struct visitors *v, uint8_t how)
@@ -92,6 +92,21 @@ static void do_answers(struct visitors *v, struct input *in)
         v->answers[i] = input_u8(in);
 }
 
+/* The server's turn, in which it polls; the input goes on meanwhile. */
+static struct polling {
+    struct visitors *v;
+    struct input *in;
+} polling;
+
+static void operate(struct visitors *v, struct input *in);
+
+static void go_on(void *opaque)
+{
+    struct polling *p = opaque;
+
+    operate(p->v, p->in);
+}
+
 static void operate(struct visitors *v, struct input *in)
 {
     uint8_t byte;
@@ -125,6 +140,13 @@ static void operate(struct visitors *v, struct input *in)
         break;
     case OP_SIGNAL:
         do_signal(v, input_u8(in));
+        break;
+    case OP_RING:
+        end_act(&v->current->ring, in, true);
+        break;
+    case OP_POLL:
+        polling = (struct polling){ v, in };
+        visitors_poll(v, input_u8(in), go_on, &polling);
         break;
     default:
         do_answers(v, in);

@@ -135,7 +135,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     world_begin();
     visitors_begin(&v, type, is_disk ? disk_args : NULL);
     visitor_connect(&v, 0);
-    visitor_greet(&v, true);
+    visitor_greet(&v, true, false);
     prepare(&v, &disk, is_disk, how);
     piece = 1 + input_u8(&in) * 16u;
     len = make_state(&v, &in);

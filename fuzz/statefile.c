@@ -142,7 +142,7 @@ static void work(struct visitors *v, uint8_t how)
     struct disk disk;
 
     visitor_connect(v, 0);
-    visitor_greet(v, true);
+    visitor_greet(v, true, false);
     disk_attach(&disk, v);
     if (how & 0x40)
         return;

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "visitors.h"
 #include "kinds.h"
+#include "server/internal.h"
 #include "world.h"
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -12,6 +14,7 @@
 #include <unistd.h>
 
 #define ARGS_MAX 10u
+#define POLL_US  20
 
 static void no_log(void *opaque, enum ob_log_level level, const char *line)
 {
@@ -72,6 +75,12 @@ static void send_request(struct ob_channel *ch)
     ob_channel_try(ch, &hdr, &iov, 1, NULL, 0);
 }
 
+static void put_access(struct end *ring)
+{
+    if (ring->ring)
+        end_put(ring, &(struct ob_ring_entry){ .cmd = OB_CMD_REGION_READ, .count = 4 });
+}
+
 static void answer(struct visitors *v, struct visitor *visitor, struct ob_channel *ch,
                    const struct ob_msg *msg)
 {
@@ -114,6 +123,9 @@ static void answer(struct visitors *v, struct visitor *visitor, struct ob_channe
     case ANSWER_BEHIND_REQUEST:
         send_request(&visitor->main);
         break;
+    case ANSWER_BEHIND_ACCESS:
+        put_access(&visitor->ring);
+        break;
     default:
         break;
     }
@@ -122,15 +134,35 @@ static void answer(struct visitors *v, struct visitor *visitor, struct ob_channe
 
 /* ---- What the server sends ------------------------------------------------------------------ */
 
+/* What came with the reply to VERSION. */
+static void take_version(struct visitor *visitor, struct ob_msg *msg)
+{
+    const uint32_t head = sizeof(struct ob_wire_version);
+    struct ob_caps caps;
+    const char *why;
+    int fd;
+
+    HOLDS(msg->len >= head);
+    HOLDS(ob_caps_parse((char *)msg->payload + head, msg->len - head, true, &caps, &why) == 0);
+    HOLDS(msg->nfds == (unsigned)caps.twin_socket + caps.ring);
+    if (caps.twin_socket)
+        HOLDS(ob_channel_init(&visitor->twin, ob_msg_claim_fd(msg, (unsigned)caps.twin_fd_index),
+                              OB_PAYLOAD_MAX) == 0);
+    if (!caps.ring)
+        return;
+    fd = ob_msg_claim_fd(msg, (unsigned)caps.ring_fd_index);
+    end_open(&visitor->ring, fd);
+    HOLDS(visitor->ring.ring && ftruncate(fd, 0) < 0);
+    close(fd);
+}
+
 static void take_fds(struct visitors *v, struct visitor *visitor, struct ob_msg *msg)
 {
+    if (msg->nfds && msg->hdr.cmd == OB_CMD_VERSION)
+        take_version(visitor, msg);
     for (unsigned i = 0; i < msg->nfds; i++) {
         int fd = ob_msg_claim_fd(msg, i);
 
-        if (msg->hdr.cmd == OB_CMD_VERSION && visitor->twin.fd < 0) {
-            HOLDS(ob_channel_init(&visitor->twin, fd, OB_PAYLOAD_MAX) == 0);
-            continue;
-        }
         for (unsigned j = 0; fd >= 0 && j < IO_FDS; j++)
             if (v->io_fds[j] < 0 && msg->hdr.cmd == OB_CMD_DEVICE_GET_REGION_IO_FDS) {
                 v->io_fds[j] = fd;
@@ -210,7 +242,19 @@ unsigned visitors_drain(struct visitors *v)
     return replies;
 }
 
-/* The server waits for the answer to a DMA request. */
+/* The server looks at the clock. */
+static void server_polls(void *opaque)
+{
+    struct visitors *v = opaque;
+
+    if (v->polls == 0)
+        return;
+    v->turn(v->turn_opaque);
+    if (--v->polls == 0)
+        ob_server_stop(v->server);
+}
+
+/* The server waits for the answer to a DMA request, or for anything. */
 static bool server_waits(void *opaque)
 {
     struct visitors *v = opaque;
@@ -219,7 +263,10 @@ static bool server_waits(void *opaque)
 
     for (unsigned i = 0; i < VISITORS; i++)
         any |= take_all(v, &v->all[i], &replies);
-    return any;
+    if (!v->polls)
+        return any;
+    server_polls(v);
+    return true;
 }
 
 /* ---- Coming and going ----------------------------------------------------------------------- */
@@ -238,6 +285,7 @@ static bool build(struct visitors *v, const char *const *args)
         return false;
     }
     ob_server_set_spin(v->server, 0);
+    ob_spin_init(&v->server->spin, POLL_US, 0);
     ob_server_set_timeout(v->server, 10);
     return true;
 }
@@ -274,6 +322,7 @@ void visitor_leave(struct visitor *visitor)
     if (visitor->twin.fd >= 0)
         ob_channel_fini(&visitor->twin);
     visitor->main.fd = visitor->twin.fd = -1;
+    end_close(&visitor->ring);
 }
 
 void visitor_connect(struct visitors *v, unsigned number)
@@ -294,8 +343,22 @@ void visitors_step(struct visitors *v, unsigned most)
 {
     struct pollfd p = { .fd = ob_server_fd(v->server), .events = POLLIN };
 
-    while (most-- > 0 && poll(&p, 1, 0) == 1)
+    while (!v->polls && most-- > 0 && poll(&p, 1, 0) == 1)
         HOLDS(ob_server_step(v->server) == 0);
+}
+
+void visitors_poll(struct visitors *v, unsigned turns, void (*turn)(void *opaque), void *opaque)
+{
+    if (v->polls || turns == 0)
+        return;
+    v->polls = turns;
+    v->turn = turn;
+    v->turn_opaque = opaque;
+    ob_spin_init(&v->server->spin, POLL_US, 0); /* as if it had paid lately */
+    world.tick = server_polls;
+    HOLDS(ob_server_run(v->server) == 0);
+    world.tick = NULL;
+    HOLDS(v->polls == 0);
 }
 
 int visitor_call(struct visitors *v, uint16_t cmd, const void *payload, uint32_t len, int fd,
@@ -326,21 +389,42 @@ int visitor_call(struct visitors *v, uint16_t cmd, const void *payload, uint32_t
     return rc;
 }
 
-static int greet(struct visitors *v, bool twin)
+static int greet(struct visitors *v, bool twin, bool ring)
 {
-    static const char with[] =
-        VISITOR_JSON ",\"migration\":{\"pgsize\":4096},\"twin_socket\":{\"supported\":true}}}";
-    static const char without[] = VISITOR_JSON ",\"migration\":{\"pgsize\":4096}}}";
-    uint8_t payload[4 + sizeof(with)] = { 0 };
-    uint32_t len = twin ? sizeof(with) : sizeof(without);
+    uint8_t payload[512] = { 0 };
+    int len = snprintf((char *)payload + 4, sizeof(payload) - 4, "%s%s%s}}",
+                       VISITOR_JSON ",\"migration\":{\"pgsize\":4096}",
+                       twin ? ",\"twin_socket\":{\"supported\":true}" : "",
+                       ring ? ",\"access_ring\":{\"supported\":true}" : "");
 
-    memcpy(payload + 4, twin ? with : without, len);
-    return visitor_call(v, OB_CMD_VERSION, payload, 4 + len, -1, NULL);
+    return visitor_call(v, OB_CMD_VERSION, payload, 4 + (uint32_t)len + 1, -1, NULL);
 }
 
-void visitor_greet(struct visitors *v, bool twin)
+void visitor_greet(struct visitors *v, bool twin, bool ring)
 {
-    greet(v, twin);
+    greet(v, twin, ring);
+}
+
+static void look_at_accepts(void *opaque)
+{
+    const struct ob_ring *ring = opaque;
+    uint32_t accepts = atomic_load(&ring->accepts);
+
+    HOLDS(!(accepts & OB_RING_OPEN) || accepts == (2 << 1 | OB_RING_OPEN));
+}
+
+/* The ring of one that behaves, after two messages: the server executes what is in it, polls when
+ * it says so, and has counted them. */
+static void check_ring(struct visitors *v, uint32_t id)
+{
+    struct ob_ring_entry *e = &v->current->ring.ring->entries[0];
+
+    end_put(&v->current->ring, &(struct ob_ring_entry){ .cmd = OB_CMD_REGION_READ,
+                                                        .region = OB_PCI_REGION_CONFIG,
+                                                        .count = 4 });
+    visitors_poll(v, 2, look_at_accepts, v->current->ring.ring);
+    HOLDS(atomic_load(&e->state) == OB_RING_TURN && atomic_load(&e->done) == OB_RING_TURN);
+    HOLDS(e->error == 0 && e->result == id);
 }
 
 void visitors_end(struct visitors *v, void (*check)(struct visitors *v))
@@ -354,10 +438,11 @@ void visitors_end(struct visitors *v, void (*check)(struct visitors *v))
         visitor_leave(&v->all[i]);
     visitors_step(v, 1024);
     visitor_connect(v, 0);
-    HOLDS(greet(v, false) == 0);
+    HOLDS(greet(v, false, true) == 0);
     HOLDS(visitor_call(v, OB_CMD_DEVICE_GET_INFO, &info, sizeof(info), -1, NULL) == 0);
     HOLDS(visitor_read(v, OB_PCI_REGION_CONFIG, 0, &id, 4) == 0);
     HOLDS(id != 0 && (uint32_t)id != UINT32_MAX);
+    check_ring(v, (uint32_t)id);
     if (check)
         check(v);
     visitor_leave(v->current);

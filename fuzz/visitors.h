@@ -9,6 +9,7 @@
 #include "channel/channel.h"
 #include "devices/device.h"
 #include "input.h"
+#include "ring.h"
 
 #define VISITORS    4u
 #define IO_FDS      8u
@@ -28,11 +29,13 @@ enum answer {
     ANSWER_SILENCE,
     ANSWER_CLOSE,
     ANSWER_BEHIND_REQUEST, /* a request of our own goes first */
+    ANSWER_BEHIND_ACCESS,  /* the same in the ring */
     ANSWERS
 };
 
 struct visitor {
     struct ob_channel main, twin; /* fd -1: there is none */
+    struct end ring;
 };
 
 struct visitors {
@@ -45,6 +48,10 @@ struct visitors {
     int io_fds[IO_FDS]; /* eventfds that the server gave away; -1: none */
     uint8_t answers[ANSWERS_MAX];
     unsigned nanswers, answered;
+    /* while the server polls */
+    unsigned polls; /* turns that are left; 0: the server does not poll */
+    void (*turn)(void *opaque);
+    void *turn_opaque;
 };
 
 /* Builds the device with this command line (NULL after the last) and has its server listen. */
@@ -59,9 +66,12 @@ void visitors_end(struct visitors *v, void (*check)(struct visitors *v));
 void visitor_connect(struct visitors *v, unsigned number);
 void visitor_leave(struct visitor *visitor);
 /* A well-formed VERSION. */
-void visitor_greet(struct visitors *v, bool twin);
+void visitor_greet(struct visitors *v, bool twin, bool ring);
 /* Steps the server while it has something to do, so many times at most. */
 void visitors_step(struct visitors *v, unsigned most);
+/* Lets it run, and poll, until turn() was called so often: whenever the server looks at the clock,
+ * or waits. The server is not stepped in there. */
+void visitors_poll(struct visitors *v, unsigned turns, void (*turn)(void *opaque), void *opaque);
 /* Reads all that the server has sent. The number of messages that were no commands. */
 unsigned visitors_drain(struct visitors *v);
 /* A request of the current one, and its reply: 0, or the server's errno, negative, or 1 when none

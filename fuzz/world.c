@@ -139,7 +139,14 @@ int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *when,
 
 int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 {
+    static bool ticks;
+
     (void)clock;
+    if (world.tick && !ticks) {
+        ticks = true;
+        world.tick(world.opaque);
+        ticks = false;
+    }
     world.now_ns += 1000;
     ts->tv_sec = world.now_ns / 1000000000;
     ts->tv_nsec = world.now_ns % 1000000000;

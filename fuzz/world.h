@@ -3,7 +3,7 @@
  * What all targets have in common: a clock of their own, waits that do not wait, and a look at what
  * a run has left behind. The linker brings these calls of the code under test here (meson.build):
  *
- *   clock_gettime()               goes on by a microsecond with each call
+ *   clock_gettime()               goes on by a microsecond with each call, after world.tick
  *   ppoll(), poll(), epoll_wait() first the fds as they are; then what world.hook does about it;
  *                                 then the clock is put on by all of the timeout. A wait for ever
  *                                 that nothing can end is a finding
@@ -24,6 +24,8 @@ struct world {
     /* The other side's turn, while the code under test waits. Whether it did something. */
     bool (*hook)(void *opaque);
     void *opaque;
+    /* The same while it polls: whenever it looks at the clock. NULL: nothing happens. */
+    void (*tick)(void *opaque);
     int64_t now_ns;
 };
 extern struct world world;
