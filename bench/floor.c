@@ -97,7 +97,7 @@ int bench_floor_start(struct bench_floor *floor, uint32_t ping, uint32_t pong, b
     int pair[2];
 
     *floor = (struct bench_floor){ .ping = ping, .pong = pong, .spin = spin };
-    floor->buffer = calloc(1, ping > pong ? ping : pong);
+    floor->buffer = bench_memory(ping > pong ? ping : pong);
     if (!floor->buffer)
         return -ENOMEM;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0 || (floor->pid = fork()) < 0) {
@@ -109,6 +109,9 @@ int bench_floor_start(struct bench_floor *floor, uint32_t ping, uint32_t pong, b
         close(pair[0]);
         if (cpus)
             sched_setaffinity(0, sizeof(*cpus), cpus);
+        floor->buffer = bench_memory(ping > pong ? ping : pong); /* not the parent's */
+        if (!floor->buffer)
+            _exit(1);
         serve(floor, pair[1]);
         _exit(0);
     }

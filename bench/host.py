@@ -129,16 +129,15 @@ def region(tools):
     """Each round has servers of its own: libvfio-user's sample ends with its client, and ours shall not be better off."""
     def taken(found, place, spinning):
         suffix = "-spinning" if spinning else ""
-        for kind in ("read", "write"):
-            yield named(found[kind + suffix], f"region/{kind}-{place}")
-        if "post" in found:
-            yield named(found["post"], "region/post")
+        for kind in ("read", "write", "post"):
+            if kind + suffix in found:
+                yield named(found[kind + suffix], f"region/{kind}-{place}")
 
     def take(peer):
         for place, (here, there, spin) in PLACES.items():
             if there >= len(CPUS) or (peer and spin):
                 continue
-            only = "[rw]*-spinning" if spin else "[rwp]*" if place == "one-core" else "[rw]*"
+            only = "[rwp]*-spinning" if spin else "[rwp]*" if place == "one-core" else "[rw]*"
             spinning = ["--spin-us", spin]
             words = [peer, tools.tmp / "peer.sock"] if peer else \
                 [tools.outboard, "serve", "gpio", tools.tmp / "own.sock", *spinning]
@@ -307,6 +306,6 @@ def nvme(tools):
 
 
 # What each group measures, as patterns of the table's names.
-GROUPS = [(floors, "floor/*"), (region, "region/[rw]* region/post"), (lagging, "region/post-lagging"),
+GROUPS = [(floors, "floor/*"), (region, "region/[rw]* region/post-[os]*"), (lagging, "region/post-lagging"),
           (threads, "threads/*"), (dma_map, "dma/map-unmap/*"), (dma_lookup, "dma/lookup"),
           (dma_message, "dma/message-*"), (interrupt, "interrupt/*"), (idle, "idle/*"), (nvme, "nvme/*")]

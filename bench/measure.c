@@ -7,6 +7,13 @@
 #include <string.h>
 #include <time.h>
 
+void *bench_memory(size_t size)
+{
+    void *memory = malloc(size);
+
+    return memory ? memset(memory, 0x5a, size) : NULL;
+}
+
 double bench_now_ns(void)
 {
     struct timespec ts;

@@ -29,6 +29,9 @@ struct bench_summary {
 };
 
 double bench_now_ns(void);
+/* Memory with something in it, to be freed: what was never written is one page of zeroes, and is
+ * copied from the nearest cache. NULL without memory. */
+void *bench_memory(size_t size);
 
 /* How long a round may last: until either is reached, but one value at least. */
 struct bench_pace {

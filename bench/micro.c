@@ -104,7 +104,7 @@ static void run_bulk(const struct job *job)
 static void run_memcpy(const struct job *job)
 {
     struct bench_series *s = series(job, "memcpy");
-    uint8_t *from = calloc(2, MIB), *to;
+    uint8_t *from = bench_memory(2 * MIB), *to;
 
     if (!from)
         die("memcpy", -ENOMEM);

@@ -113,13 +113,12 @@ static _Noreturn void serve(struct own_shared *shared, int fd, unsigned spin_us)
     _exit(0);
 }
 
-/* The client's memory: whatever it is, it is the same everywhere. */
 static const void *lend_ram(void *opaque, uint64_t address, uint32_t count, void **loan)
 {
-    static uint8_t ram[RAM_BYTES];
+    const struct own *own = opaque;
 
-    (void)opaque, (void)loan;
-    return count <= sizeof(ram) && address <= sizeof(ram) - count ? ram + address : NULL;
+    (void)loan;
+    return count <= RAM_BYTES && address <= RAM_BYTES - count ? own->ram + address : NULL;
 }
 
 static int connect_own(struct own *own, int fd, unsigned spin_us)
@@ -127,9 +126,13 @@ static int connect_own(struct own *own, int fd, unsigned spin_us)
     struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
     int rc;
 
+    own->ram = bench_memory(RAM_BYTES);
+    if (!own->ram)
+        return -ENOMEM;
     opt.spin_us = spin_us;
     opt.any_files = true;
     opt.dma_lend = lend_ram;
+    opt.opaque = own;
     rc = ob_client_connect_fd(fd, &opt, &own->client, NULL, 0);
     return rc < 0 ? rc : ob_client_dma_map(own->client, 0, RAM_BYTES, OB_DMA_READ, -1, 0);
 }
@@ -162,6 +165,7 @@ void own_stop(struct own *own)
 {
     ob_client_free(own->client);
     waitpid(own->pid, NULL, 0);
+    free(own->ram);
     munmap(own->shared, sizeof(*own->shared));
 }
 

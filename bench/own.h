@@ -35,6 +35,7 @@ struct own_shared {
 struct own {
     struct ob_client *client;
     struct own_shared *shared;
+    uint8_t *ram; /* of the client */
     pid_t pid;
 };
 

@@ -80,7 +80,7 @@ def _(tmp):
     with FakeDevice(tmp / "s", bars={1: 64}) as device:
         device.memory[1][8:12] = b"abcd"
         found, _ = measured(tmp / "s", "--region", 1, "--offset", 8, "--count", 4, "--only", "[rwp]*")
-        assert set(found) == {"read", "write", "post", "read-spinning", "write-spinning"}, found
+        assert set(found) == {"read", "write", "post", "read-spinning", "write-spinning", "post-spinning"}, found
         assert device.memory[1] == b"\0" * 8 + b"abcd" + b"\0" * 52
         assert device.count(REGION_READ) > 8
 
@@ -181,7 +181,7 @@ def _(tmp):
         return done.returncode, [line.split()[1].rstrip(":") for line in done.stdout.splitlines()]
 
     old = [result("region/read-one-core", 1.2, .05), result("dma/map-unmap/100", 2, .1), result("threads/share/4", .9, .1),
-           result("region/post", 1, 0, "libvfio-user"), {**result("idle/cpu", 0, 0), "ratio": None}]
+           result("region/post-spinning", 1, 0, "libvfio-user"), {**result("idle/cpu", 0, 0), "ratio": None}]
     (tmp / "old").write_text(json.dumps({"results": old}))
     assert compared(*old) == (0, [])
     better = [result("region/read-one-core", .5, .05), result("threads/share/4", 1.4, .1)]
@@ -189,7 +189,7 @@ def _(tmp):
     within = [result("region/read-one-core", 1.29, .05), result("threads/share/4", .75, .1)]
     assert compared(*within) == (0, [])
     mixed = [result("region/read-one-core", 1.31, .05), result("dma/map-unmap/100", 2.1, .1),
-             result("threads/share/4", .69, .1), result("region/post", 9, 0, "libvfio-user"), result("kvm/read", 9, 0),
+             result("threads/share/4", .69, .1), result("region/post-spinning", 9, 0, "libvfio-user"), result("kvm/read", 9, 0),
              {**result("idle/cpu", 0, 0), "ratio": None}]
     assert compared(*mixed) == (1, ["region/read-one-core", "threads/share/4"])
 
