@@ -9,9 +9,10 @@
 #include "harness.h"
 #include "server/internal.h"
 
-#define FIRST_ID 0x101u            /* of what follows VERSION */
-#define FIRST    (UINT32_MAX - 20) /* as if so many commands had been in the ring */
-#define NOT_DONE OB_RING_ASKED     /* which done never has */
+#define FIRST_ID  0x101u              /* of what follows VERSION */
+#define FIRST     (UINT32_MAX - 20)   /* as if so many commands had been in the ring */
+#define LOOKS     (MODEL_FLIGHTS + 2) /* for each command, and for a late reply */
+#define UNTOUCHED OB_RING_ASKED       /* which done never has */
 
 /* d of an access. */
 enum {
@@ -71,9 +72,9 @@ static void check_done(struct world *w, const struct model_flight *f)
 
     CHECK_INT(e->state, ob_ring_next_turn(f->at));
     CHECK_INT(e->done, ob_ring_next_turn(f->at));
+    CHECK_INT(e->error, posted ? (int)UNTOUCHED : -f->rc);
     if (posted)
-        return;
-    CHECK_INT(e->error, -f->rc);
+        CHECK_INT(e->result, UNTOUCHED);
     if (f->rc == 0 && f->command.cmd == OB_CMD_REGION_READ)
         CHECK_MEM(&e->result, f->data, f->command.count);
 }
@@ -184,7 +185,9 @@ static bool through_ring(struct world *w, uint32_t how, uint16_t cmd, uint32_t f
                                              .region = where->region,
                                              .offset = where->offset,
                                              .count = where->count,
-                                             .done = NOT_DONE } };
+                                             .done = UNTOUCHED,
+                                             .error = UNTOUCHED,
+                                             .result = UNTOUCHED } };
     memcpy(&f->command.data, data, where->count);
     if (kind == BACK) {
         take_back(w);
@@ -213,7 +216,7 @@ void model_step_poll(struct world *w, const struct model_command *c)
     set_polling(w, c->a & 1);
     if (w->polls)
         return;
-    if (ob_session_has_work(w->server->session))
+    for (unsigned i = 0; i < LOOKS && ob_session_has_work(w->server->session); i++)
         CHECK_INT(ob_server_step(w->server), 0);
     check_all_done(w);
 }

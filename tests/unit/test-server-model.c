@@ -164,10 +164,16 @@ static const struct model_command outlives[] = {
     { OP_map, 3, 3, 7, 0 }, { OP_hold, 3, 0, 0, 2 }, { OP_leave, 0, 0, 0, 0 },
     { OP_log, 1, 3, 0, 0 }, { OP_put, 0, 0, 0, 0 },  { OP_report, 0, 22, 0, 0 },
 };
+/* Put into the ring as late as can be (15, model_regions.c). */
+static const struct model_command late[] = {
+    { OP_post, 1, 8, 3, 15 },  { OP_leave, 0, 0, 0, 0 },  { OP_write, 0, 8, 3, 15 },
+    { OP_reset, 0, 0, 0, 0 },  { OP_write, 0, 8, 3, 79 }, { OP_state, 2, 0, 0, 0 },
+    { OP_post, 0, 16, 3, 15 }, { OP_reset, 0, 0, 0, 0 },
+};
 static const struct {
     const struct model_command *commands;
     unsigned count;
-} scripts[] = { { moves, 8 }, { outlives, 6 } };
+} scripts[] = { { moves, 8 }, { outlives, 6 }, { late, 8 } };
 
 /* Each sequence has favourites among the commands, and does without others: what takes many of a
  * few kinds is so much likelier. */
@@ -179,7 +185,7 @@ static void generate(struct sequence *s, uint64_t seed)
     unsigned weights[MODEL_OP_COUNT], total = 1, script, next = 0;
 
     state = seed;
-    script = rnd() % 2;
+    script = rnd() % 3;
     for (unsigned i = 0; i < MODEL_OP_COUNT; i++) {
         weights[i] = wanted[i] * (rnd() % 4) * (rnd() % 2 + 1) + (i == 0);
         total += weights[i] - (i == 0);
