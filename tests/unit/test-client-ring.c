@@ -379,7 +379,7 @@ TEST(unusable, "a-ring-that-is-of-no-use-is-not-used")
     const int size_seals = F_SEAL_SHRINK | F_SEAL_GROW;
     int pipes[2], fds[6];
     struct peer peer;
-    struct end end = { NULL };
+    struct end end = { .ring = NULL };
 
     CHECK_INT(pipe2(pipes, O_CLOEXEC), 0);
     fds[0] = pipes[0];
