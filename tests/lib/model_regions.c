@@ -100,8 +100,7 @@ static void look(struct world *w)
 
 void model_ring_collect(struct world *w)
 {
-    for (unsigned i = 0; i < 3 && w->nflights;
-         i++) /* what is there; the late reply; what is late */
+    for (unsigned i = 0; i < LOOKS && w->nflights; i++)
         look(w);
     CHECK_INT(w->nput, w->nflights);
     check_all_done(w);
