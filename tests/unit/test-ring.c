@@ -115,9 +115,9 @@ static void check_order(unsigned client_us, unsigned device_us, unsigned spin_us
     uint32_t seed = 1 + client_us + device_us;
 
     opt.spin_us = spin_us;
-    begin(&opt);
     device.pause_us = device_us;
     device.writes = device.misplaced = 0;
+    begin(&opt);
     for (uint64_t i = 0; i < WRITES; i++) {
         seed = seed * 1664525 + 1013904223;
         CHECK_INT(write_number(i, seed >> 27 ? 7 : seed >> 8), 0);
@@ -127,9 +127,9 @@ static void check_order(unsigned client_us, unsigned device_us, unsigned spin_us
             CHECK_INT(written(), i + 1);
     }
     CHECK_INT(written(), WRITES);
-    CHECK_INT(device.misplaced, 0);
     printf("%u by the ring, %u by the socket\n", device.client->ring_at, device.client->nsent);
     end();
+    CHECK_INT(device.misplaced, 0);
 }
 
 TEST_TIMEOUT(order, "writes-keep-their-order-whichever-way-they-go", 120)
