@@ -171,6 +171,8 @@ static bool execute(struct ob_session *session, struct ob_ring_entry *e, uint32_
                               is_write);
     if (rc < 0)
         ob_log(session->server, OB_LOG_DEBUG, "%s refused: %s", ob_strcmd(hdr.cmd), strerror(-rc));
+    if (session->doomed) /* what came of it is the end of the connection: no message would answer */
+        return true;
     if (!(hdr.flags & OB_HDR_NO_REPLY)) {
         OB_RING_PUT(e->error, (uint32_t)-rc);
         OB_RING_PUT(e->result, data);

@@ -391,6 +391,36 @@ TEST(leaves, "what-a-client-puts-there-before-it-leaves-is-executed")
     ob_server_free(rig.server);
 }
 
+/* What a message DMA does that finds the client gone. */
+static int end_connection(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)
+{
+    struct rig *rig = opaque;
+
+    (void)offset, (void)data, (void)count, (void)is_write;
+    ob_session_doom(rig->server->session, "it is gone");
+    return -ENOTCONN;
+}
+
+TEST(doomed, "a-command-that-ends-the-connection-has-no-result")
+{
+    struct ob_ring_entry *e;
+    struct rig rig;
+
+    begin(&rig);
+    rig.server->regions[0].access = end_connection;
+    rig.server->regions[0].opaque = &rig;
+    e = put(&rig, OB_CMD_REGION_READ, 0, 0, 4, 0);
+    CHECK(
+        ob_ring_take(rig.server->session, false)); /* before the end of the step, and its memory */
+    CHECK_INT(e->done, 0);
+    CHECK_INT(e->error, 0);
+    while (!rig.device.left)
+        CHECK_INT(ob_server_step(rig.server), 0);
+    munmap(rig.ring, sizeof(*rig.ring));
+    ob_channel_fini(&rig.peer.ch);
+    ob_server_free(rig.server);
+}
+
 /* The server is running; waits until it has slept, in vain if it polls for ever. */
 static void *run(void *opaque)
 {
