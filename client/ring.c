@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define CATCH_UP_LOOKS 32 /* about as long as it takes to send a message */
+#define CATCH_UP_LOOKS 128 /* some microseconds, as CPUs that are far apart need for a message */
 
 /* Whether the file is memory, of the size that it has to be, and stays so. One that is larger, or
  * may grow, could be given so much memory that to punch a hole into it takes seconds, and whoever
