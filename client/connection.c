@@ -58,10 +58,11 @@ static void end_locked(struct ob_client *c, enum ob_client_state state)
         c->dma_maps = 0;
         pthread_cond_broadcast(&c->memo->changed);
     }
+    /* First, as what a server puts into the ring when it has found the end is no answer. */
+    ob_request_abort_all_locked(c);
     shutdown(c->main.channel.fd, SHUT_RDWR);
     if (c->twin.channel.fd >= 0)
         shutdown(c->twin.channel.fd, SHUT_RDWR);
-    ob_request_abort_all_locked(c);
 }
 
 int ob_client_die_locked(struct ob_client *c, const char *fmt, ...)

@@ -256,10 +256,14 @@ class _(RingServer):
 @mutant("R-RING-4", "executes-what-was-taken-back", "ring/taken-back")
 class _(RingServer):
     def look(self, link):
-        if link.ring.state(link.number) == ring.after(link.number):
-            self.execute(link, link.number)
-            link.number += 1
+        self.link = link
         super().look(link)
+
+    def was_taken_back(self, state, number):
+        back = super().was_taken_back(state, number)
+        if back:
+            self.execute(self.link, number)
+        return back
 
 
 @mutant("R-RING-5", "waits-at-what-was-taken-back", "ring/taken-back")
