@@ -7,8 +7,10 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SECONDS    60
@@ -88,6 +90,29 @@ static int send_fds(int sock, const void *data, const int *fds, unsigned count, 
     return sendmsg(sock, &mh, flags | MSG_NOSIGNAL) == 1 ? 0 : -errno;
 }
 
+static void interrupt_close(int number)
+{
+    (void)number;
+}
+
+/* A receiver that was quick has closed its own already: then these are the last ones, and would
+ * wait here. A signal ends that. */
+static void close_all(const int *fds, unsigned count)
+{
+    const struct sigaction action = { .sa_handler = interrupt_close, .sa_flags = SA_RESTART };
+    const struct itimerspec every = { { 0, 10000000 }, { 0, 10000000 } };
+    struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR2 };
+    timer_t timer;
+
+    event._sigev_un._tid = gettid();
+    CHECK_INT(sigaction(SIGUSR2, &action, NULL), 0);
+    CHECK_INT(timer_create(CLOCK_MONOTONIC, &event, &timer), 0);
+    CHECK_INT(timer_settime(timer, 0, &every, NULL), 0);
+    for (unsigned i = 0; i < count; i++)
+        close(fds[i]);
+    CHECK_INT(timer_delete(timer), 0);
+}
+
 bool linger_send(int sock, const void *data, size_t len, unsigned count, int flags)
 {
     int fds[FDS_MAX] = { 0 }, rc;
@@ -95,10 +120,9 @@ bool linger_send(int sock, const void *data, size_t len, unsigned count, int fla
     for (unsigned i = 0; i < count; i++)
         fds[i] = linger_open();
     rc = send_fds(sock, data, fds, count, flags);
-    if (rc == -EPERM) /* those that are left linger: nobody is to wait for them, either */
-        linger_release();
-    for (unsigned i = 0; i < count; i++)
-        close(fds[i]);
+    close_all(fds, count);
+    if (rc == -EPIPE) /* the receiver has left already */
+        return false;
     if (rc < 0)
         CHECK_INT(send(sock, data, 1, MSG_NOSIGNAL), 1);
     if (len > 1 && send(sock, (const char *)data + 1, len - 1, MSG_NOSIGNAL) < 0)
