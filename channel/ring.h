@@ -25,7 +25,7 @@
  * Either side may find anything there, at any time: each field is read once, nothing in it is an
  * address or an index, and no loop goes on for as long as the other side likes. What a side lies
  * about can only make it lose its own commands, or results. The result has a cache line of its own:
- * the client polls that one, and does not hold up the server in the other. Tests: test-ring.c.
+ * the client polls that one, and does not hold up the server in the other. Tests: test-*ring.c.
  */
 #ifndef OB_RING_H
 #define OB_RING_H

@@ -273,10 +273,10 @@ bool ob_ring_put_locked(struct ob_client *c, const struct ob_wire_hdr *hdr,
 bool ob_ring_done(const struct ob_request *req);
 /* Completes the request if so. */
 void ob_ring_complete_locked(struct ob_client *c, struct ob_request *req);
-/* The request does not look for its result there any more. */
-void ob_ring_leave_locked(struct ob_client *c, const struct ob_request *req);
 /* The same, else has the answer sent over the socket: nobody looks at the ring any more. */
 void ob_ring_ask_locked(struct ob_client *c, struct ob_request *req);
+/* The request does not look for its result there any more. */
+void ob_ring_leave_locked(struct ob_client *c, const struct ob_request *req);
 
 /* ---- receive.c ---------------------------------------------------------------------------- */
 

@@ -176,9 +176,9 @@ struct ob_server {
     struct ob_overlay overlays[2];
     unsigned num_overlays;
     struct ob_io_table *io; /* NULL: no ioeventfds */
-    _Alignas(
-        8) uint8_t small[64]; /* what a REGION_READ is answered with: registers take no memory */
-    uint8_t *scratch;         /* the same for more */
+    /* What a REGION_READ is answered with: small, so that registers need no memory, or scratch. */
+    _Alignas(8) uint8_t small[64];
+    uint8_t *scratch;
     size_t scratch_size;
 
     pthread_mutex_t irq_lock; /* guards what irqs[] holds, but the mask_by and unmask_by */
