@@ -379,13 +379,21 @@ int rig_post(struct rig *rig, uint32_t offset, uint32_t value)
     return ob_client_region_post(rig->client, 0, offset, &value, sizeof(value));
 }
 
-void rig_check_interrupted(struct rig *rig)
+void rig_notice(struct rig *rig)
 {
     uint32_t value;
     int64_t until_ms = test_now_ms() + 5000;
 
     while (ob_client_state(rig->client) == OB_CLIENT_CONNECTED && test_now_ms() < until_ms)
         ob_client_region_read(rig->client, 0, REG_DATA, &value, sizeof(value));
+    CHECK(ob_client_state(rig->client) != OB_CLIENT_CONNECTED);
+}
+
+void rig_check_interrupted(struct rig *rig)
+{
+    uint32_t value;
+
+    rig_notice(rig);
     CHECK_INT(ob_client_state(rig->client), OB_CLIENT_INTERRUPTED);
     CHECK_INT(ob_client_region_read(rig->client, 0, REG_DATA, &value, sizeof(value)), -ENOTCONN);
     CHECK(!ob_client_error(rig->client));

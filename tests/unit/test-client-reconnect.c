@@ -287,7 +287,7 @@ TEST(never, "a-server-that-stays-away-is-given-up-when-the-time-is-over")
     rig_begin(&rig, 300);
     rig_kill(&rig);
     rig.pid = -1;
-    rig_check_interrupted(&rig);
+    rig_notice(&rig);
     snprintf(why, sizeof(why),
              "the server closed the connection; it did not come back within 300 ms: nobody listens "
              "on %s any more; its server has ended, start it again",
@@ -313,7 +313,7 @@ static void check_hanging(bool accepts)
     CHECK_INT(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
     if (accepts)
         CHECK_INT(listen(fd, 1), 0);
-    rig_check_interrupted(&rig);
+    rig_notice(&rig);
     CHECK_INT(ob_client_await(rig.client, 20000), -ENOTCONN);
     CHECK(strstr(ob_client_error(rig.client), "it did not come back within 400 ms: "));
     CHECK(!accepts || strstr(ob_client_error(rig.client), "the server did not answer within"));
@@ -402,7 +402,9 @@ TEST(migrating, "a-device-whose-memory-is-logged-is-not-continued")
 
     rig_begin(&rig, 20000);
     CHECK_INT(ob_client_dirty_start(rig.client, 4096, NULL, 0), 0);
-    rig_restart(&rig);
+    rig_kill(&rig);
+    rig_start(&rig);
+    rig_notice(&rig);
     check_lost(&rig, "the server closed the connection; the device was migrating");
     rig_end(&rig);
 }
