@@ -77,9 +77,12 @@ static void take_posts(struct peer *peer)
 
 static void set_up(struct peer *peer, struct arrived *arrived, const char *json)
 {
+    struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
+
+    opt.timeout_ms = 30000; /* the answer to a read is behind all that was posted */
     *arrived = (struct arrived){ .go = eventfd(0, EFD_CLOEXEC) };
     *peer = (struct peer){ .arg = arrived, .json = json };
-    peer_start(peer, take_posts, NULL);
+    peer_start(peer, take_posts, &opt);
 }
 
 static void tear_down(struct peer *peer)
