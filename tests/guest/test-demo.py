@@ -85,6 +85,7 @@ def _(tmp):
     before = termios.tcgetattr(terminal)
     process = subprocess.Popen([DEMO, "--build", BUILD, "--shell"], stdin=terminal, stdout=terminal,
                                stderr=subprocess.PIPE, env=dict(os.environ, TMPDIR=str(tmp)))
+    os.close(terminal)  # so that the demo's end is seen
     with open(ours, "rb+", buffering=0) as keyboard:
         screen = codecs.getreader("utf-8")(keyboard, errors="replace")
         read_until(screen, "guest# ")
@@ -93,7 +94,7 @@ def _(tmp):
         keyboard.write(b"\x1d")  # Ctrl-]
         read_until(screen, "The guest is gone")
         assert process.wait(30) == 0, process.stderr.read()
-        assert termios.tcgetattr(terminal) == before
+        assert termios.tcgetattr(ours) == before
     assert not list(tmp.iterdir())
 
 
