@@ -46,12 +46,13 @@ def _(tmp):
 
 
 class CountRings(Unbroken):
-    """What passes by, and how many messages ring a doorbell of an I/O queue."""
-    rings = 0
+    """What passes by, and how many messages ring doorbells of I/O queues: [submission, completion] queues."""
+    def __init__(self):
+        self.rings = [0, 0]
 
     def request(self, link, message):
         if message.cmd == WRITE and message.field(8) == 0 and 0x1008 <= message.field(0) < 0x2000:
-            self.rings += 1
+            self.rings[message.field(0) // 4 % 2] += 1
         return message
 
 
@@ -60,13 +61,14 @@ def _(tmp):
     count = CountRings()
     with broken_server(tmp, f"nvme {disk(tmp)}", count) as path, \
             boot(tmp, device(types.SimpleNamespace(path=path))) as vm:
-        before = count.rings
+        before = list(count.rings)
         result = vm.run("fio --name=x --filename=/dev/nvme0n1 --rw=randread --bs=4k --size=16M --ioengine=libaio "
                         "--iodepth=32 --direct=1 --output-format=json", timeout_s=100)
         ios = json.loads(result)["jobs"][0]["read"]["total_ios"]
-        rings = count.rings - before
-        print(f"{ios} commands, {rings} messages for doorbells")
-        assert ios == 4096 and 0 < rings < ios / 2, rings  # two for each command without shadow doorbells
+        submissions, completions = (now - then for now, then in zip(count.rings, before))
+        print(f"{ios} commands, messages for doorbells: {submissions} of submissions, {completions} of completions")
+        # A guest that is slow finds the disk asleep with each command, but frees no entry that anybody waits for.
+        assert ios == 4096 and 0 < submissions <= ios and completions < ios / 100, (submissions, completions)
 
 
 def status_of(server, field):

@@ -12,11 +12,11 @@
 #include "harness.h"
 
 /* Does something that must not wait: a close() that waits takes 60 s. */
-#define AT_ONCE(what)                            \
-    do {                                         \
-        int64_t start_ms_ = test_now_ms();       \
-        what;                                    \
-        CHECK(test_now_ms() - start_ms_ < 1000); \
+#define AT_ONCE(what)                             \
+    do {                                          \
+        int64_t start_ms_ = test_now_ms();        \
+        what;                                     \
+        CHECK(test_now_ms() - start_ms_ < 10000); \
     } while (0)
 
 /* The descriptor. All of them are let go with linger_release(), for close() to come to its end. */
