@@ -70,7 +70,7 @@ class Link(threading.Thread):
         self.client, self.mutant = client, mutant
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.server.connect(str(path))
-        self.waiting = []   # commands of the client without a reply yet
+        self.waiting = []   # (number, command) of what the server was sent and has not replied to yet
         self.asked = 0      # commands of the server without a reply yet
         self.kept = []      # file descriptors that a mutant holds on to
         self.state = {}     # a mutant's own
@@ -125,14 +125,21 @@ class Link(threading.Thread):
             forward = self.mutant.request(self, message)
             for m in forward if isinstance(forward, list) else [forward]:
                 if m is not None and m.flags & 0xF != REPLY and not m.flags & NO_REPLY:
-                    self.waiting.append(message)
+                    self.waiting.append((m.number, message))
         self.send(self.server, forward)
         self.close_fds(message)
+
+    def reply_to_client(self, message):
+        for i, (number, command) in enumerate(self.waiting):
+            if number == message.number:
+                del self.waiting[i]
+                return self.mutant.reply(self, command, message)
+        return message  # to a command that did not come this way, but through the access ring
 
     def from_server(self):
         message = self.receive(self.server)
         if message.flags & 0xF == REPLY:
-            self.send(self.client, self.mutant.reply(self, self.waiting.pop(0), message))
+            self.send(self.client, self.reply_to_client(message))
         else:
             self.asked += 1
             self.send(self.client, self.mutant.command(self, message))

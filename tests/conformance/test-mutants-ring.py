@@ -118,10 +118,11 @@ class RingServer(Unbroken):
 
     def ask(self, link, command):
         """What the real server says to it."""
-        link.send(link.server, command.but(number=0x7fff))
+        number = 0x7fff
+        link.send(link.server, command.but(number=number))
         if command.flags & NO_REPLY:
             return command.success()
-        link.waiting.append(Message(None, command.cmd))
+        link.waiting.append((number, Message(None, command.cmd)))
         link.answer = None
         while not link.answer:
             link.from_server()

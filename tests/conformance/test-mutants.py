@@ -227,7 +227,7 @@ class _(Unbroken):
         if m.cmd == VERSION or link.state.get("ready"):
             return m
         link.state["ready"] = True
-        link.waiting.append(Message(0, VERSION))
+        link.waiting.append((0, Message(0, VERSION)))
         link.send(link.server, Message(0, VERSION, 0, 0, b"\0\0\0\0"))
         return m
 
