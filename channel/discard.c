@@ -40,9 +40,10 @@
 #include <unistd.h>
 
 #define ROOM       1024u
-/* So many may wait as long as the closer gets on; it hangs when it has not for so long. */
+/* So many may wait as long as the closer gets on; it hangs when it has not for so long, which is
+ * longer than a machine under load keeps a thread from its CPU. */
 #define BUSY_MAX   (8 * OB_DISCARD_MAX)
-#define HANGS_NS   20000000
+#define HANGS_NS   200000000
 /* A seal takes a few microseconds, and a thread that wakes up. */
 #define SEAL_NS    100000000
 /* Blocks of 512 bytes that a file may have to be freed at once: 16 MiB, a millisecond. */

@@ -115,7 +115,7 @@ def _(tmp):
                 except (ConnectionError, struct.error):
                     pass
             assert "descriptors that it sent are still not closed" in served.wait_for_line("client left")
-            assert len(list(pathlib.Path(f"/proc/{served.process.pid}/fd").iterdir())) < 64 + 253 + 32
+            assert len(list(pathlib.Path(f"/proc/{served.process.pid}/fd").iterdir())) < 512 + 253 + 32
         info_works(tmp / "s")
 
 
