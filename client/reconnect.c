@@ -186,7 +186,7 @@ static int take_sockets_locked(struct ob_client *c, struct ob_client *n)
     ob_client_want_output_locked(c, &c->twin);
     c->nlate = c->nbatch = 0;
     c->fd_replies = 0;
-    c->fds_pass = true;
+    c->fds_pass = atomic_load(&n->fds_pass); /* the socket is as n has left it */
     c->dma_maps = n->dma_maps;
     c->eager = OB_CLIENT_EAGER;
     return 0;

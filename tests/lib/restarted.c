@@ -149,6 +149,11 @@ static int access_bar(void *opaque, uint64_t offset, void *data, uint32_t count,
     return 0;
 }
 
+static void event_came(void *opaque)
+{
+    (void)opaque;
+}
+
 static int reset_device(void *opaque)
 {
     struct device *d = opaque;
@@ -205,6 +210,7 @@ _Noreturn static void serve(const struct rig *rig, int ready)
     const struct ob_region table = { .size = 4096,
                                      .flags = OB_REGION_READ | OB_REGION_WRITE,
                                      .fd = -1 };
+    const struct ob_ioeventfd event = { .offset = REG_EVENT, .size = 4 };
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     d.server = ob_server_new(&ops, &d);
@@ -212,6 +218,7 @@ _Noreturn static void serve(const struct rig *rig, int ready)
         ob_pci_add_bar(d.server, 0, rig->shared->bar_size, 0) < 0 ||
         ob_pci_add_bar(d.server, 1, 4096, 0) < 0 || ob_server_set_region(d.server, 0, &bar) < 0 ||
         ob_server_set_region(d.server, 1, &table) < 0 ||
+        ob_server_add_ioeventfd(d.server, 0, &event, event_came, NULL) < 0 ||
         ob_pci_add_msix(d.server, VECTORS, 1, rig->shared->msix_at, 1, 2048) < 0 ||
         ob_pci_add_pcie(d.server) < 0 ||
         (rig->shared->dma_bytes &&

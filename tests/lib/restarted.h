@@ -16,6 +16,7 @@
 #define REG_FIRE  0x10u /* write: triggers that MSI-X vector */
 #define REG_FETCH 0x18u /* write: reads the memory at that address into `fetched` */
 #define REG_HOLD  0x20u /* write: uses the memory at that address from now on */
+#define REG_EVENT 0x28u /* write: by eventfd */
 #define REG_DATA  0x40u /* from here on: registers, logged */
 #define VECTORS   4u
 #define LOG_MAX   4096u

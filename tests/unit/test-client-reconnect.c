@@ -54,6 +54,21 @@ TEST(everything, "memory-interrupts-and-config-are-set-up-again")
     close(gone);
 }
 
+TEST(descriptors, "an-answer-with-descriptors-can-be-the-first-when-the-server-is-back")
+{
+    struct ob_region_io_fds list;
+    struct rig rig;
+
+    rig_begin(&rig, 20000);
+    rig_restart(&rig);
+    CHECK_INT(ob_client_await(rig.client, 20000), 0);
+    CHECK_INT(ob_client_region_io_fds(rig.client, 0, &list), 0);
+    CHECK_INT(list.count, 1);
+    ob_region_io_fds_fini(&list);
+    rig_check_back(&rig, 1);
+    rig_end(&rig);
+}
+
 TEST(meanwhile, "what-is-set-up-while-the-server-is-away-is-there-when-it-is-back")
 {
     int fd = rig_memory(0xabcdef), other = rig_memory(0x42),
