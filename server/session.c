@@ -178,7 +178,7 @@ static bool handle(struct ob_session *session, struct ob_msg *msg)
 {
     struct ob_channel *ch = &session->ch;
     bool bulk = msg->hdr.cmd == OB_CMD_DMA_MAP || msg->hdr.cmd == OB_CMD_DMA_UNMAP;
-    bool answered, command;
+    bool answered = false, command;
 
     if (bulk)
         ob_channel_cork(ch);
@@ -186,9 +186,11 @@ static bool handle(struct ob_session *session, struct ob_msg *msg)
         uncork(session);
     command = (msg->hdr.flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND;
     ob_ring_take(session, true); /* the client put it there before it sent this */
-    answered = ob_dispatch(session, msg);
-    if (command)
-        ob_ring_note_taken(session);
+    if (!session->doomed) {
+        answered = ob_dispatch(session, msg);
+        if (command)
+            ob_ring_note_taken(session);
+    }
     ob_channel_recycle(ch, msg);
     ch->ahead = bulk || !answered ? OB_AHEAD_BULK : OB_AHEAD_SERVER;
     return bulk || !answered || ob_channel_ready(ch);

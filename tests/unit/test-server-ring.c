@@ -23,6 +23,7 @@ struct rig {
     struct peer peer;
     struct ob_ring *ring;
     uint32_t at;
+    bool stays;
 };
 
 static void begin(struct rig *rig)
@@ -373,7 +374,10 @@ static void leave(void *opaque, enum ob_log_level level, const char *line)
     if (!strstr(line, "late reply"))
         return;
     put(rig, OB_CMD_REGION_WRITE, NO_REPLY, 0, 4, 9);
-    peer_close(&rig->peer);
+    if (rig->stays)
+        peer_post32(&rig->peer, 0, 8);
+    else
+        peer_close(&rig->peer);
 }
 
 TEST(leaves, "what-a-client-puts-there-before-it-leaves-is-executed")
@@ -391,12 +395,13 @@ TEST(leaves, "what-a-client-puts-there-before-it-leaves-is-executed")
     ob_server_free(rig.server);
 }
 
-/* What a message DMA does that finds the client gone. */
+/* What a message DMA does that finds the client gone; and counts. */
 static int end_connection(void *opaque, uint64_t offset, void *data, uint32_t count, bool is_write)
 {
     struct rig *rig = opaque;
 
     (void)offset, (void)data, (void)count, (void)is_write;
+    rig->device.writes++;
     ob_session_doom(rig->server->session, "it is gone");
     return -ENOTCONN;
 }
@@ -416,6 +421,24 @@ TEST(doomed, "a-command-that-ends-the-connection-has-no-result")
     CHECK_INT(e->error, 0);
     while (!rig.device.left)
         CHECK_INT(ob_server_step(rig.server), 0);
+    munmap(rig.ring, sizeof(*rig.ring));
+    ob_channel_fini(&rig.peer.ch);
+    ob_server_free(rig.server);
+}
+
+TEST(doomed_before, "a-message-behind-a-command-that-ends-the-connection-is-not-executed")
+{
+    struct rig rig;
+
+    begin(&rig);
+    rig.stays = true;
+    rig.server->ops.log = leave;
+    rig.server->regions[0].access = end_connection;
+    rig.server->regions[0].opaque = &rig;
+    peer_send(&rig.peer, OB_CMD_DMA_READ, OB_HDR_REPLY, NULL, 0, NULL, 0);
+    while (!rig.device.left)
+        CHECK_INT(ob_server_step(rig.server), 0);
+    CHECK_INT(rig.device.writes, 1);
     munmap(rig.ring, sizeof(*rig.ring));
     ob_channel_fini(&rig.peer.ch);
     ob_server_free(rig.server);
