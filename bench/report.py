@@ -38,15 +38,16 @@ def worse(before, after):
 
 
 def compare(old, new):
-    """The lines that say which ratios got worse than the noise of both runs explains. Ours alone: a peer that got
-    slower is no regression."""
-    known = {(result["name"], result["subject"]): result for result in old["results"]}
+    """The lines that say which ratios got worse than the noise of both runs explains; None: there is nothing to
+    compare. Ours alone: a peer that got slower is no regression."""
+    known = {result["name"]: result for result in old["results"] if result["subject"] == "outboard"}
+    mine = [result for result in new["results"] if result["subject"] == "outboard" and result["name"] in known]
     flagged = []
-    for result in new["results"]:
-        before = known.get((result["name"], result["subject"]))
-        if result["subject"] != "outboard" or before is None or None in (before["ratio"], result["ratio"]):
+    for result in mine:
+        before = known[result["name"]]
+        if general(result["name"]) not in BY_NAME or None in (before["ratio"], result["ratio"]):
             continue
         if worse(before, result) > 0:
             flagged.append(f"worse: {result['name']}: {before['ratio']:.2f} -> {result['ratio']:.2f} x its floor "
                            f"(noise {before['noise']:.2f} and {result['noise']:.2f})")
-    return flagged
+    return flagged if mine else None

@@ -198,8 +198,27 @@ def _(tmp):
 def _(tmp):
     assert run("--only", "nothing*").returncode == 2
     assert run("--rounds", "0").returncode == 2
-    done = run("--compare", tmp / "none")
-    assert done.returncode == 1 and done.stderr.startswith(f"bench/run: {tmp}/none: "), done
+    (tmp / "text").write_text("{")
+    (tmp / "empty").write_text("{}")
+    (tmp / "other").write_text(json.dumps({"results": [{"name": "region/read-one-core"}]}))
+    (tmp / "good").write_text(json.dumps({"results": [result("region/read-one-core", 1, 0)]}))
+    (tmp / "peer").write_text(json.dumps({"results": [result("region/read-one-core", 1, 0, "libvfio-user")]}))
+
+    def refused_run(path, sentence, *words):
+        done = run(*words)
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr.startswith(f"bench/run: {path}: {sentence}") and done.stderr.count("\n") == 1, done.stderr
+
+    for word in "--compare", "--input":
+        refused_run(tmp / "none", "", word, tmp / "none")
+        refused_run(tmp / "text", "", word, tmp / "text")
+        refused_run(tmp / "empty", "is not what --json writes", word, tmp / "empty")
+        refused_run(tmp / "other", "is not what --json writes", word, tmp / "other")
+    for word in "--json", "--svg":  # before anything is measured
+        refused_run(tmp / "none/x", "No such file or directory", word, tmp / "none/x")
+        refused_run(tmp, "Is a directory", word, tmp)
+    refused_run(tmp / "none/tools/outboard", "is not there", "--build", tmp / "none")
+    refused_run(tmp / "peer", "has nothing that can be compared", "--input", tmp / "good", "--compare", tmp / "peer")
 
 
 @case("documentation-has-every-measurement")
