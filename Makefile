@@ -30,9 +30,10 @@ shell: all          ## the demo's guest, with you in it
 	@$(DEPS) qemu guest
 	@guest/demo --build $(BUILD) --shell
 
-bench: all          ## measure, each thing beside its floor (docs/performance.md)
+bench: all          ## measure, each thing beside its floor (docs/performance.md); COMPARE=FILE: an earlier run
 	@$(DEPS) qemu guest
-	@bench/run --build $(BUILD) --json $(BUILD)/bench.json --svg $(BUILD)/bench.svg
+	@bench/run --build $(BUILD) --json $(BUILD)/bench.json --svg $(BUILD)/bench.svg \
+	    $(if $(COMPARE),--compare '$(COMPARE)')
 
 fuzz:               ## look for inputs that break something, TIME seconds (default 60)
 	@$(DEPS) build check

@@ -194,6 +194,15 @@ def _(tmp):
     assert compared(*mixed) == (1, ["region/read-one-core", "threads/share/4"])
 
 
+@case("make-bench-compares-when-it-is-told-to")
+def _(tmp):
+    for words, wanted in ([], False), ([f"COMPARE={tmp}/old one.json"], True):
+        done = subprocess.run(["make", "-n", "bench", f"BUILD={BUILD}", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "bench/run --build" in done.stdout, done
+        assert (f"--compare '{tmp}/old one.json'" in done.stdout) == wanted, done.stdout
+        assert wanted or "--compare" not in done.stdout, done.stdout
+
+
 @case("run-refuses-wrong-command-lines")
 def _(tmp):
     assert run("--only", "nothing*").returncode == 2
