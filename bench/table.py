@@ -88,6 +88,7 @@ MEASUREMENTS = [
                 higher=True),
     Measurement("guest/nvme-memory-depth-32", "IOPS", "spinning ping-pong", "the same, 32 at a time", higher=True),
     Measurement("kvm/read", "ns", "spinning ping-pong", "a guest under KVM reads a register"),
+    Measurement("kvm/write", "ns", "spinning ping-pong", "a guest under KVM writes one, x-no-posted-writes"),
     Measurement("kvm/post", "ns", "sendmsg", "a guest under KVM writes a register, posted"),
 ]
 

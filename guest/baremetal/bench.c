@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Measures the edu device without an operating system, for bench/run: how many ticks of the
- * time-stamp counter a read of a register takes ("read 0x...", a line each) and a posted write
- * ("post 0x..."). Printed after it is measured: the serial port is slow.
+ * time-stamp counter a read of a register takes ("read 0x...", a line each) and a write ("post
+ * 0x..."), which is posted unless QEMU is told not to. Printed after it is measured: the serial
+ * port is slow.
  */
 #include "machine.h"
 
