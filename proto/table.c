@@ -129,7 +129,7 @@ DEFINE_FIELDS(ob_wire_mig_data, LAYOUT_MIG_DATA, 8);
  */
 static const struct ob_msg_type table[OB_CMD_LAST + 1] = {
     ROW(VERSION, OPEN, SHAPE(ob_wire_version, OB_VERSION_JSON_MAX, 0),
-        SHAPE(ob_wire_version, OB_VERSION_JSON_MAX, 1)),
+        SHAPE(ob_wire_version, OB_VERSION_JSON_MAX, 2)), /* the second socket, the ring */
     ROW(DMA_MAP, C2S, SHAPE(ob_wire_dma_map, 0, 1), EMPTY),
     ROW(DMA_UNMAP, C2S, SHAPE(ob_wire_dma_unmap, BITMAP, 1),
         SHAPE_MIN(0, ob_wire_dma_unmap, BITMAP + OB_DATA_XFER_MAX, 0)),

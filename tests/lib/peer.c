@@ -93,6 +93,7 @@ int peer_attach_ring(struct peer *peer, struct ob_server *server, const char *js
     CHECK_INT(peer_call(peer, OB_CMD_VERSION, payload, len, &reply), 0);
     CHECK_INT(ob_caps_parse(reply->payload + 4, reply->len - 4, true, &caps, &why), 0);
     CHECK_INT(reply->nfds, caps.twin_socket + caps.ring);
+    CHECK(reply->nfds <= ob_msg_type(OB_CMD_VERSION)->reply.fds_max);
     CHECK_INT(caps.ring_fd_index >= 0, caps.ring);
     fd = caps.ring ? ob_msg_claim_fd(reply, (unsigned)caps.ring_fd_index) : -1;
     CHECK_INT(fd >= 0, caps.ring);

@@ -14,7 +14,7 @@ static const struct expected {
     char sender; /* Client or Server; 0: the number is retired */
     uint32_t req_min, req_max, req_fds, reply_min, reply_max, reply_fds;
 } expected[COUNT + 1] = {
-    [1] = { "VERSION", 'C', 4, 4100, 0, 4, 4100, 1 },
+    [1] = { "VERSION", 'C', 4, 4100, 0, 4, 4100, 2 },
     [2] = { "DMA_MAP", 'C', 32, 32, 1, 0, 0, 0 },
     [3] = { "DMA_UNMAP", 'C', 24, 40, 1, 0, 40 + XFER, 0 },
     [4] = { "DEVICE_GET_INFO", 'C', 16, 16, 0, 16, 16, 0 },
