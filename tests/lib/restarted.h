@@ -80,7 +80,8 @@ void rig_start(struct rig *rig);
 void rig_kill(struct rig *rig);
 /* The client has found out that the connection ended: it may be lost already. */
 void rig_notice(struct rig *rig);
-/* The client has found out and waits for a server; a request that was under way then says so as well. */
+/* The client has found out and waits for a server; a request that was under way then says so as
+ * well. */
 void rig_check_interrupted(struct rig *rig);
 /* All three. */
 void rig_restart(struct rig *rig);
