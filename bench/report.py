@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Results as text for people, and a comparison of two."""
-from table import BY_NAME, general, verdict
+from table import BY_NAME, general, verdicts
 
 UNITS = (("ns", 1), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
 
@@ -16,10 +16,9 @@ def ratio_text(result):
     return "-" if result["ratio"] is None else f"{result['ratio']:.2f} x"
 
 
-def line(result):
-    entry = BY_NAME[general(result["name"])]
-    met = verdict(entry, result)
-    target = "" if met is None else f"{entry.target.text}: {'met' if met else 'not met'}"
+def line(result, results):
+    """results: all of the run so far, its own among them."""
+    target = "; ".join(f"{text}: {'met' if met else 'not met'}" for text, met in verdicts(result, results))
     floor = quantity(result["floor"]["median"], result["unit"])
     return (f"{result['name']:28} {result['subject']:13} {quantity(result['median'], result['unit']):>14} "
             f"{quantity(result['p99'], result['unit']):>14} {floor:>14} {ratio_text(result):>9} "

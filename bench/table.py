@@ -5,21 +5,26 @@ docs/performance.md explains each (a test holds the two together).
 """
 from collections import namedtuple
 
-# The field of a result that `bound` is for, with "<=" or ">="; text says it for people; least: the N it is for.
-Target = namedtuple("Target", "field compare bound text least", defaults=(0,))
-Measurement = namedtuple("Measurement", "name unit floor says target higher", defaults=(None, False))
+# What of a result `bound` is for, with "<=" or ">=": its ratio or median; p99, by the floor's median; or, with
+# `beside`, its median by that of another result of the run, (name, subject). text says it for people; only: for that N.
+Target = namedtuple("Target", "field compare bound text only beside", defaults=(0, None))
+Measurement = namedtuple("Measurement", "name unit floor says targets higher", defaults=((), False))
 
 
 def at_most(bound, text=None):
-    return Target("ratio", "<=", bound, text or f"<= {bound} x floor")
+    return (Target("ratio", "<=", bound, text or f"<= {bound} x floor"),)
 
 
 def at_least(bound, text=None):
-    return Target("ratio", ">=", bound, text or f">= {bound} x floor")
+    return (Target("ratio", ">=", bound, text or f">= {bound} x floor"),)
 
 
-def absolute(bound, text, compare="<="):
-    return Target("median", compare, bound, text)
+def absolute(bound, text, compare="<=", only=0):
+    return (Target("median", compare, bound, text, only),)
+
+
+def beside(name, subject, bound, text, compare="<=", only=0):
+    return (Target("median", compare, bound, text, only, (name, subject)),)
 
 
 KIB = 1024
@@ -35,17 +40,20 @@ MEASUREMENTS = [
     Measurement("region/write-one-core", "ns", "ping-pong", "one is written, and that acknowledged"),
     Measurement("region/read-two-cores", "ns", "ping-pong", "a register is read, no spinning", at_most(1.05)),
     Measurement("region/write-two-cores", "ns", "ping-pong", "one is written, and that acknowledged"),
-    Measurement("region/read-spinning", "ns", "spinning ping-pong", "a register is read", at_most(1.25)),
+    Measurement("region/read-spinning", "ns", "spinning ping-pong", "a register is read",
+                at_most(1.25) + (Target("p99", "<=", 3, "p99 <= 3 x floor"),)),
     Measurement("region/write-spinning", "ns", "spinning ping-pong", "one is written, and that acknowledged"),
     Measurement("region/post-one-core", "ns", "sendmsg", "one is written, nothing waited for, no spinning"),
     Measurement("region/post-spinning", "ns", "sendmsg", "a register is written, nothing waited for", at_most(1.15)),
     Measurement("region/post-lagging", "ns", "sendmsg", "posted writes reach, in order, a device that lagged",
                 absolute(500, ">= 2 M/s")),
-    Measurement("threads/read/N", "ns", "spinning ping-pong", "a read when N threads read on one connection"),
+    Measurement("threads/read/N", "ns", "spinning ping-pong", "a read when N threads read on one connection",
+                beside("threads/read/1", "outboard", 1 / 1.6, "2: >= 1.6 x the reads of 1", only=2)),
     Measurement("threads/share/N", "of fair", "1", "what the slowest of N threads gets of its share", higher=True),
 
     Measurement("dma/map-unmap/N", "ns", "socket", "a region is mapped and unmapped, N of them pipelined",
-                Target("median", "<=", 4000, "<= 4 us", 10000)),
+                absolute(4000, "10,000: <= 4 us", only=10000) +
+                beside("dma/map-unmap/10000", "outboard", 1.3, "65,535: <= 1.3 x that", only=65535)),
     Measurement("dma/lookup", "ns", "memcpy of a page", "an address is translated in 10,000 mappings",
                 absolute(25, "<= 25 ns")),
     Measurement("dma/message-4KiB", "ns", "round trip of 4 KiB", "4 KiB read by message", at_most(1.5)),
@@ -71,9 +79,11 @@ MEASUREMENTS = [
     Measurement("nvme/memory-depth-32", "IOPS", "spinning ping-pong", "the same, 32 at a time",
                 absolute(420e3, "> 420,000", ">="), higher=True),
 
-    Measurement("guest/read", "ns", "spinning ping-pong", "a guest reads a register, default settings", at_most(1.4)),
+    Measurement("guest/read", "ns", "spinning ping-pong", "a guest reads a register, default settings",
+                at_most(1.4) + beside("guest/read", "QEMU 11", 1 / 15, "<= 1/15 of QEMU 11")),
     Measurement("guest/write", "ns", "spinning ping-pong", "a guest writes one, x-no-posted-writes"),
-    Measurement("guest/read-no-spinning", "ns", "ping-pong", "a guest reads a register, spin-us=0"),
+    Measurement("guest/read-no-spinning", "ns", "ping-pong", "a guest reads a register, spin-us=0",
+                beside("guest/read", "QEMU 11", .4, "<= 0.4 x QEMU 11")),
     Measurement("guest/post", "ns", "sendmsg", "a guest writes a register, posted", at_most(1.15)),
     Measurement("guest/interrupt", "ns", "ping-pong", "from the write that raises it to the guest's user space"),
     Measurement("guest/devices/N", "ns", "spinning ping-pong", "a guest reads N devices in turn, time of each read"),
@@ -85,8 +95,9 @@ MEASUREMENTS = [
                 higher=True),
     Measurement("guest/nvme-depth-32", "IOPS", "QEMU's own nvme", "the same, 32 at a time", at_least(1), higher=True),
     Measurement("guest/nvme-memory-depth-1", "IOPS", "spinning ping-pong", "4 KiB random reads of mem: in the guest",
-                higher=True),
-    Measurement("guest/nvme-memory-depth-32", "IOPS", "spinning ping-pong", "the same, 32 at a time", higher=True),
+                beside("guest/nvme-memory-depth-1", "SPDK, QEMU 11", 1, "ahead of SPDK", ">="), higher=True),
+    Measurement("guest/nvme-memory-depth-32", "IOPS", "spinning ping-pong", "the same, 32 at a time",
+                beside("guest/nvme-memory-depth-32", "SPDK, QEMU 11", 1, "ahead of SPDK", ">="), higher=True),
     Measurement("kvm/read", "ns", "spinning ping-pong", "a guest under KVM reads a register"),
     Measurement("kvm/write", "ns", "spinning ping-pong", "a guest under KVM writes one, x-no-posted-writes"),
     Measurement("kvm/post", "ns", "sendmsg", "a guest under KVM writes a register, posted"),
@@ -102,9 +113,20 @@ def general(name):
 BY_NAME = {entry.name: entry for entry in MEASUREMENTS}
 
 
-def verdict(entry, result):
-    """None without a target, else whether it is met."""
-    target, value = entry.target, entry.target and result[entry.target.field]
-    if target is None or value is None or (target.least and int(result["name"].rpartition("/")[2]) < target.least):
+def value_of(target, result, results):
+    """None: it is not for this result, or there is nothing to see it by."""
+    if target.only and int(result["name"].rpartition("/")[2]) != target.only:
         return None
-    return value <= target.bound if target.compare == "<=" else value >= target.bound
+    if target.field == "p99":
+        return result["p99"] / result["floor"]["median"]
+    if not target.beside:
+        return result[target.field]
+    other = next((one for one in results if (one["name"], one["subject"]) == target.beside), None)
+    return result["median"] / other["median"] if other and result["subject"] == "outboard" else None
+
+
+def verdicts(result, results):
+    """What is said of each target, and whether it is met; results: of the same run."""
+    seen = ((target, value_of(target, result, results)) for target in BY_NAME[general(result["name"])].targets)
+    return [(target.text, value <= target.bound if target.compare == "<=" else value >= target.bound)
+            for target, value in seen if value is not None]

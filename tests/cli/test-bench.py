@@ -194,10 +194,47 @@ def _(tmp):
     assert compared(*mixed) == (1, ["region/read-one-core", "threads/share/4"])
 
 
+@case("run-says-which-targets-are-met")
+def _(tmp):
+    sys.path.insert(0, str(ROOT / "bench"))
+    import report
+    import table
+
+    def said(one, *others):
+        return [met for _, met in table.verdicts(one, [one, *others])]
+
+    def of(name, median, p99=None, subject="outboard"):
+        return {**result(name, median, 0, subject), "p99": p99 or median}
+
+    assert said(of("region/write-spinning", 1)) == [] == said(of("dma/map-unmap/100", 1))
+    assert said(of("region/read-spinning", 1.25, 3)) == [True, True]
+    assert said(of("region/read-spinning", 1.26, 3.1)) == [False, False]
+    assert said(of("nvme/file-depth-1", .7)) == [True] and said(of("nvme/file-depth-1", .69)) == [False]
+    assert said(of("dma/lookup", 25)) == [True] and said(of("dma/lookup", 26)) == [False]
+    ten_thousand = of("dma/map-unmap/10000", 4000)
+    assert said(ten_thousand) == [True] and said(of("dma/map-unmap/10000", 4001)) == [False]
+    assert said(of("dma/map-unmap/65535", 5200), ten_thousand) == [True]
+    assert said(of("dma/map-unmap/65535", 5201), ten_thousand) == [False]
+    assert said(of("threads/read/2", 62), of("threads/read/1", 100)) == [True]
+    assert said(of("threads/read/2", 63), of("threads/read/1", 100)) == [False]
+    assert said(of("threads/read/4", 63), of("threads/read/1", 100)) == [] == said(of("threads/read/2", 63))
+    peer = of("guest/read", 60, subject="QEMU 11")
+    assert said(of("guest/read-no-spinning", 24), peer) == [True]
+    assert said(of("guest/read-no-spinning", 25), peer) == [False]
+    assert said(of("guest/read", 1), peer) == [True, True] and said(of("guest/read", 1)) == [True]
+    assert len(said(peer, of("guest/read", 60))) == 1  # what compares is of ours
+    spdk = of("guest/nvme-memory-depth-1", 10, subject="SPDK, QEMU 11")
+    assert said(of("guest/nvme-memory-depth-1", 9), spdk) == [False]
+    assert said(of("guest/nvme-memory-depth-1", 10), spdk) == [True]
+    line = report.line(of("region/read-spinning", 1, 4), [])
+    assert line.endswith("<= 1.25 x floor: met; p99 <= 3 x floor: not met"), line
+
+
 @case("make-bench-compares-when-it-is-told-to")
 def _(tmp):
     for words, wanted in ([], False), ([f"COMPARE={tmp}/old one.json"], True):
-        done = subprocess.run(["make", "-n", "bench", f"BUILD={BUILD}", *words], cwd=ROOT, capture_output=True, text=True)
+        words = ["make", "-n", "bench", f"BUILD={BUILD}", *words]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "bench/run --build" in done.stdout, done
         assert (f"--compare '{tmp}/old one.json'" in done.stdout) == wanted, done.stdout
         assert wanted or "--compare" not in done.stdout, done.stdout
