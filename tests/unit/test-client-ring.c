@@ -7,6 +7,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -343,35 +345,118 @@ TEST(errors, "an-error-is-that-of-the-server")
     stop(&peer);
 }
 
-/* Everything but the right things, again and again. */
-static void lie(struct peer *peer)
+/* A number below n. */
+static uint32_t any(uint32_t *seed, uint32_t n)
+{
+    *seed = *seed * 1664525 + 1013904223;
+    return (*seed >> 8) % n;
+}
+
+/* Into any entry: another step, or whatever comes to hand behind that. No command that was never
+ * given, or this server would not know any more where the client is. */
+static void lie_somewhere(struct ob_ring *ring, uint32_t *seed)
+{
+    struct ob_ring_entry *e = &ring->entries[any(seed, OB_RING_ENTRIES)];
+
+    if (any(seed, 2))
+        atomic_fetch_or(&e->state, OB_RING_STEP_MASK);
+    else
+        OB_RING_PUT(((uint32_t *)e)[1 + any(seed, sizeof(*e) / 4 - 1)], *seed);
+}
+
+static bool is_ready(const struct end *end, uint32_t at)
+{
+    return (ob_ring_entry(end->ring, at)->state & ~(uint32_t)OB_RING_ASKED) ==
+           ob_ring_turn(at) + OB_RING_READY;
+}
+
+/* What a server does with the next entry, more or less. One that makes no sense is made free of
+ * the turn that the client is in. */
+static void lie_in_turn(struct peer *peer, uint32_t *seed)
 {
     struct end *end = peer->arg;
-    uint32_t seed = 1126, *words = (uint32_t *)end->ring;
+    uint32_t at = end->at, done = ob_ring_next_turn(at), state;
+    struct ob_ring_entry *e = ob_ring_entry(end->ring, at);
+
+    if (is_ready(end, at)) {
+        OB_RING_PUT(e->result, any(seed, 100));
+        OB_RING_PUT(e->error, any(seed, 8) ? 0 : *seed);
+        if (any(seed, 16))
+            e->done = done;
+        state = atomic_exchange(&e->state, done);
+        if ((state & OB_RING_ASKED) && e->msg_id && any(seed, 64))
+            answer(peer, e, 0, 7);
+        end->at++;
+    } else if (e->state == done || is_ready(end, at + 1)) {
+        e->state = done;
+        end->at++;
+    } else if (!any(seed, 64)) {
+        e->state = ob_ring_turn(at);
+        ob_ring_entry(end->ring, at + 1)->state = ob_ring_turn(at + 1);
+    }
+}
+
+/* Counts what comes over the socket, and answers most of it. */
+static void lie(struct peer *peer)
+{
+    struct pollfd p = { .fd = peer->fd, .events = POLLIN };
+    struct end *end = peer->arg;
+    uint32_t seed = 1126, sent = 0, seen = 1;
 
     while (!end->told) {
-        seed = seed * 1664525 + 1013904223;
-        __atomic_store_n(&words[seed % (SIZE / 4)], seed >> 9, __ATOMIC_RELAXED);
-        if (seed >> 28 == 0)
-            end->ring->accepts = OB_RING_OPEN | (seed >> 4 & 0xF) << 1;
+        if (seen != sent + end->at) {
+            seen = sent + end->at;
+            if (!any(&seed, 8))
+                lie_somewhere(end->ring, &seed);
+            end->ring->accepts =
+                (sent + !any(&seed, 64)) << 1 | (any(&seed, 64) ? OB_RING_OPEN : 0);
+        }
+        lie_in_turn(peer, &seed);
+        if (poll(&p, 1, 0) == 0)
+            continue;
+        if (!peer_recv(peer))
+            return;
+        sent++;
+        if (!(peer->msg->hdr.flags & OB_HDR_NO_REPLY) && any(&seed, 64))
+            peer_reply_access(peer, &seed);
     }
     peer_serve(peer);
 }
 
-TEST(lies, "lies-there-cost-no-more-than-the-results")
+static void *use_liar(void *opaque)
 {
-    struct peer peer;
-    struct end end;
+    int64_t until_ms = test_now_ms() + 250;
+    struct peer *peer = opaque;
     uint32_t value = 0;
 
-    start(&peer, &end, OB_RING_OPEN, lie, NULL);
-    peer.client->opt.timeout_ms = 5;
-    for (int64_t until_ms = test_now_ms() + 1000; test_now_ms() < until_ms;) {
-        ob_client_region_read(peer.client, 0, 0, &value, 4);
-        ob_client_region_post(peer.client, 0, 0, &value, 4);
+    for (unsigned i = 0; test_now_ms() < until_ms && ob_client_connected(peer->client); i++) {
+        ob_client_region_read(peer->client, 0, 0, &value, 4);
+        if (i % 8 == 0)
+            ob_client_region_post(peer->client, 0, 0, &value, 4);
     }
-    end.told = 1;
-    stop(&peer);
+    return NULL;
+}
+
+TEST(lies, "lies-there-cost-no-more-than-the-results")
+{
+    uint32_t commands = 0;
+
+    for (int round = 0; round < 4; round++) {
+        pthread_t threads[3];
+        struct peer peer;
+        struct end end;
+
+        start(&peer, &end, OB_RING_OPEN, lie, NULL);
+        peer.client->opt.timeout_ms = 5;
+        for (int i = 0; i < 3; i++)
+            CHECK_INT(pthread_create(&threads[i], NULL, use_liar, &peer), 0);
+        for (int i = 0; i < 3; i++)
+            CHECK_INT(pthread_join(threads[i], NULL), 0);
+        commands += peer.client->ring_at;
+        end.told = 1;
+        stop(&peer);
+    }
+    CHECK(commands > 0);
 }
 
 TEST(unusable, "a-ring-that-is-of-no-use-is-not-used")
