@@ -171,3 +171,38 @@ TEST(sleeps, "a-read-is-answered-by-a-server-that-was-polled-and-slept-to-a-clie
     }
     rig_end(&rig);
 }
+
+/* How often the process has been put off its CPU: not at all while it sleeps. */
+static unsigned long switches_of(pid_t pid)
+{
+    static const char key[] = "voluntary_ctxt_switches:"; /* also "non" that */
+    char path[32], line[128], *at;
+    unsigned long sum = 0;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    f = fopen(path, "re");
+    CHECK(f);
+    while (fgets(line, sizeof(line), f))
+        if ((at = strstr(line, key)))
+            sum += strtoul(at + strlen(key), NULL, 10);
+    fclose(f);
+    CHECK(sum > 0);
+    return sum;
+}
+
+TEST(idle, "after-the-last-request-neither-end-runs-again")
+{
+    int64_t until_ms = test_now_ms() + 20000;
+    unsigned long before;
+    struct rig rig;
+
+    begin_single(&rig);
+    poll_long(&rig);
+    do {
+        CHECK(test_now_ms() < until_ms);
+        before = switches_of(rig.pid);
+    } while (loop_once(&rig, 400) || switches_of(rig.pid) != before);
+    CHECK_INT(rig_get(&rig, 0), 0);
+    rig_end(&rig);
+}
