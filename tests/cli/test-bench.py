@@ -194,6 +194,14 @@ def _(tmp):
     assert compared(*mixed) == (1, ["region/read-one-core", "threads/share/4"])
 
 
+@case("run-finds-that-a-connection-and-a-server-need-little-memory")
+def _(tmp):
+    """Unlike time, that is the same on each machine, and so may fail a test."""
+    done = run("--short", "--only", "idle/*memory")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout.count(": met") == 2 and "not met" not in done.stdout, done.stdout
+
+
 @case("run-says-which-targets-are-met")
 def _(tmp):
     sys.path.insert(0, str(ROOT / "bench"))
