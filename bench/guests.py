@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from host import fio_json_iops, peer_program, spdk
+from host import CPUS, fio_json_iops, peer_program, spdk
 from sample import Skip, sample
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -75,6 +75,29 @@ def take_access(tools, vm, slot, interrupt_too):
         yield from_floor("guest/interrupt", measured(vm, "interrupt", [slot], 100, more=uio), tools.blocking_floor())
 
 
+@contextlib.contextmanager
+def on_core(process, cpu):
+    """All its threads."""
+    def pin(cpus):
+        for thread in os.listdir(f"/proc/{process.pid}/task"):
+            os.sched_setaffinity(int(thread), cpus)
+    pin([cpu])
+    try:
+        yield
+    finally:
+        pin(CPUS)
+
+
+def take_placed(tools, vm, server, slot):
+    """Nobody spins. QEMU and the server wherever the kernel likes, then on one core, then on a core each."""
+    yield from_floor("guest/read-no-spinning", measured(vm, "read", [slot]), tools.blocking_floor())
+    for place, cpu in {"one-core": CPUS[0], "two-cores": CPUS[-1]}.items():
+        if place == "one-core" or len(CPUS) > 1:
+            with on_core(vm.process, CPUS[0]), on_core(server, cpu):
+                values = measured(vm, "read", [slot])
+            yield from_floor(f"guest/read-{place}", values, tools.micro("ping-pong", 0, cpu, cpu=CPUS[0])["ping-pong"])
+
+
 def bind_uio(vm):
     vm.run("modprobe uio_pci_generic && echo 1234 11e8 >/sys/bus/pci/drivers/uio_pci_generic/new_id")
 
@@ -116,7 +139,8 @@ def linux(tools):
         paths = [stack.enter_context(tools.serve("edu"))[0] for _ in range(counts[-1] + 2)]
         plain = [slots.outboard(path) for path in paths[:-2]]
         acknowledged = slots.outboard(paths[-2], ",x-no-posted-writes=on")
-        sleepy = slots.outboard(stack.enter_context(tools.serve("edu", "--spin-us", "0"))[0], ",spin-us=0")
+        sleepy_path, sleepy_server = stack.enter_context(tools.serve("edu", "--spin-us", "0"))
+        sleepy = slots.outboard(sleepy_path, ",spin-us=0")
         inside = slots.add("edu")
         slow_path = tools.tmp / "slow.sock"
         stack.enter_context(slow_device(fakedevice, slow_path))
@@ -128,33 +152,38 @@ def linux(tools):
             yield from take_access(tools, vm, plain[0], True)
             spinning = tools.spinning_floor()
             yield from_floor("guest/write", measured(vm, "write", [acknowledged]), spinning)
-            yield from_floor("guest/read-no-spinning", measured(vm, "read", [sleepy]), tools.blocking_floor())
+            yield from take_placed(tools, vm, sleepy_server, sleepy)
             for count in counts:
                 yield from_floor(f"guest/devices/{count}", measured(vm, "read", plain[:count]), spinning)
             yield from take_beside_slow(tools, vm, slow, plain[0])
 
         subjects = {"outboard": take, "QEMU's own edu": lambda: take_access(tools, vm, inside, True)}
         if os.environ.get("OUTBOARD_QEMU11"):
-            peer, slot = stack.enter_context(boot_peer(tools, guest))
-            subjects["QEMU 11"] = lambda: take_access(tools, peer, slot, True)
+            subjects["QEMU 11"] = stack.enter_context(boot_peer(tools, guest))
         yield subjects
 
 
-def peer_vm(tools, guest, path):
-    """A QEMU that has a vfio-user-pci of its own, with a server."""
+def peer_vm(tools, guest, *paths):
+    """A QEMU that has a vfio-user-pci of its own, with servers."""
     command = shlex.split(os.environ["OUTBOARD_QEMU11"])
     image_dir = guest.image.build_image("cloud", tools.build)
-    where = '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"%s"},"addr":"0x%x"}' % (path, FIRST_SLOT)
+    device = '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"%s"},"addr":"0x%x"}'
+    devices = [word for i, path in enumerate(paths) for word in ("-device", device % (path, FIRST_SLOT + i))]
     accel, _ = guest.accelerator(image_dir)
-    return guest.Vm(image_dir, ["-device", where], accel=accel, command=command, log=tools.tmp / "peer.log")
+    return guest.Vm(image_dir, devices, accel=accel, command=command, log=tools.tmp / "peer.log")
 
 
 @contextlib.contextmanager
 def boot_peer(tools, guest):
-    """It, with our server."""
-    with tools.serve("edu") as (path, _), peer_vm(tools, guest, path) as vm:
+    """It, with our servers."""
+    with tools.serve("edu") as (path, _), tools.serve("edu", "--spin-us", "0") as (sleepy, sleepy_server), \
+            peer_vm(tools, guest, path, sleepy) as vm:
         bind_uio(vm)
-        yield vm, FIRST_SLOT
+
+        def take():
+            yield from take_access(tools, vm, FIRST_SLOT, True)
+            yield from take_placed(tools, vm, sleepy_server, FIRST_SLOT + 1)
+        yield take
 
 
 # ---- NVMe in the guest

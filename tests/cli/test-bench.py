@@ -227,8 +227,9 @@ def _(tmp):
     assert said(of("threads/read/2", 63), of("threads/read/1", 100)) == [False]
     assert said(of("threads/read/4", 63), of("threads/read/1", 100)) == [] == said(of("threads/read/2", 63))
     peer = of("guest/read", 60, subject="QEMU 11")
-    assert said(of("guest/read-no-spinning", 24), peer) == [True]
-    assert said(of("guest/read-no-spinning", 25), peer) == [False]
+    asleep = of("guest/read-no-spinning", 60, subject="QEMU 11")
+    assert said(of("guest/read-no-spinning", 24), asleep) == [True]
+    assert said(of("guest/read-no-spinning", 25), asleep) == [False]
     assert said(of("guest/read", 1), peer) == [True, True] and said(of("guest/read", 1)) == [True]
     assert len(said(peer, of("guest/read", 60))) == 1  # what compares is of ours
     spdk = of("guest/nvme-memory-depth-1", 10, subject="SPDK, QEMU 11")
