@@ -133,8 +133,8 @@ struct ob_dirty {
     size_t nchunks, room;
 };
 
-/* What was said of connections within a second. */
-struct ob_lobby_lines {
+/* What was said within a second. */
+struct ob_lines {
     int64_t since_ns;
     unsigned count;
 };
@@ -142,6 +142,7 @@ struct ob_lobby_lines {
 struct ob_server {
     struct ob_server_ops ops;
     void *opaque;
+    struct ob_lines lines[OB_LOG_DEBUG]; /* by level */
 
     int epoll_fd, stop_fd, wake_fd, spare_fd;
     struct ob_source *wake; /* its fd is always readable: watched while there is work left */
@@ -162,7 +163,6 @@ struct ob_server {
     gid_t socket_gid;
     uid_t allowed[OB_ALLOWED_UIDS_MAX]; /* to connect; none: everybody */
     unsigned nallowed;
-    struct ob_lobby_lines lobby_lines;
     char *path; /* of the socket file made here */
     dev_t path_dev;
     ino_t path_ino;
@@ -204,6 +204,9 @@ void ob_source_mod(struct ob_server *server, struct ob_source *source, uint32_t 
 void ob_source_del(struct ob_server *server, struct ob_source *source);
 /* There is work that no fd announces: ob_server_fd() becomes readable. */
 void ob_server_kick(struct ob_server *server);
+
+/* ---- log.c -------------------------------------------------------------------------------- */
+
 void ob_log(struct ob_server *server, enum ob_log_level level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 

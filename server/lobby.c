@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,34 +18,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define LINES_A_SECOND 8u
-
 /* Nobody here may make us keep more than a VERSION message. */
 #define LOBBY_PAYLOAD_MAX ((uint32_t)sizeof(struct ob_wire_version) + OB_VERSION_JSON_MAX)
-
-/* Whoever can connect can make us say something as often as it likes, and fill the disk that a log
- * is on. */
-__attribute__((format(printf, 3, 4))) static void
-lobby_log(struct ob_server *server, enum ob_log_level level, const char *fmt, ...)
-{
-    struct ob_lobby_lines *said = &server->lobby_lines;
-    int64_t now_ns = ob_now_ns();
-    char line[200];
-    va_list ap;
-
-    if (said->count == 0 || now_ns - said->since_ns >= 1000000000) {
-        if (said->count > LINES_A_SECOND)
-            ob_log(server, OB_LOG_INFO, "%u more lines like these were left out",
-                   said->count - LINES_A_SECOND);
-        *said = (struct ob_lobby_lines){ .since_ns = now_ns };
-    }
-    if (++said->count > LINES_A_SECOND)
-        return;
-    va_start(ap, fmt);
-    vsnprintf(line, sizeof(line), fmt, ap);
-    va_end(ap);
-    ob_log(server, level, "%s", line);
-}
 
 static void lobby_unlink(struct ob_session *session)
 {
@@ -71,8 +44,8 @@ static void lobby_drop(struct ob_session *session)
 static void lobby_refuse(struct ob_session *session, const struct ob_wire_hdr *request, int err,
                          const char *why)
 {
-    lobby_log(session->server, OB_LOG_ERROR, "connection of process %d refused: %s",
-              (int)session->pid, why);
+    ob_log(session->server, OB_LOG_ERROR, "connection of process %d refused: %s", (int)session->pid,
+           why);
     if ((request->flags & OB_HDR_TYPE_MASK) == OB_HDR_COMMAND)
         ob_answer(session, request, -err, NULL);
     lobby_drop(session);
@@ -241,7 +214,7 @@ static bool lobby_make_room(struct ob_server *server)
         return true;
     if (!silent)
         return false;
-    lobby_log(server, OB_LOG_INFO, "process %d dropped: it never negotiated", (int)silent->pid);
+    ob_log(server, OB_LOG_INFO, "process %d dropped: it never negotiated", (int)silent->pid);
     lobby_drop(silent);
     return true;
 }
@@ -258,8 +231,8 @@ static bool is_allowed(struct ob_server *server, int fd)
     for (unsigned i = 0; i < server->nallowed; i++)
         if (server->allowed[i] == peer.uid)
             return true;
-    lobby_log(server, OB_LOG_ERROR, "process %d refused: its user %u is not allowed", (int)peer.pid,
-              (unsigned)peer.uid);
+    ob_log(server, OB_LOG_ERROR, "process %d refused: its user %u is not allowed", (int)peer.pid,
+           (unsigned)peer.uid);
     return false;
 }
 
@@ -300,7 +273,7 @@ static void turn_away(struct ob_server *server)
 {
     int fd;
 
-    lobby_log(server, OB_LOG_ERROR, "a connection was closed: no file descriptor left");
+    ob_log(server, OB_LOG_ERROR, "a connection was closed: no file descriptor left");
     if (server->spare_fd >= 0)
         close(server->spare_fd);
     fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -319,10 +292,10 @@ static bool is_closed(struct ob_server *server)
     bool closed = ob_discard_is_full(server);
 
     if (closed && !(server->listener->events & EPOLLET))
-        lobby_log(server, OB_LOG_ERROR,
-                  "nobody can connect: more than %u descriptors that clients sent are still not "
-                  "closed",
-                  OB_DISCARD_MAX);
+        ob_log(server, OB_LOG_ERROR,
+               "nobody can connect: more than %u descriptors that clients sent are still not "
+               "closed",
+               OB_DISCARD_MAX);
     ob_source_mod(server, server->listener, closed ? EPOLLIN | EPOLLET : EPOLLIN);
     return closed;
 }

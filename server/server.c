@@ -9,8 +9,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -84,19 +82,6 @@ static void set_awake(struct ob_server *server, bool awake)
 void ob_server_kick(struct ob_server *server)
 {
     set_awake(server, true);
-}
-
-void ob_log(struct ob_server *server, enum ob_log_level level, const char *fmt, ...)
-{
-    char line[256];
-    va_list ap;
-
-    if (!server->ops.log)
-        return;
-    va_start(ap, fmt);
-    vsnprintf(line, sizeof(line), fmt, ap);
-    va_end(ap);
-    server->ops.log(server->opaque, level, line);
 }
 
 static void wake_ready(void *opaque, uint32_t events)

@@ -33,6 +33,8 @@ void nvme_fatal(struct nvme_ctrl *c, const char *why)
         return;
     c->csts |= NVME_CSTS_CFS;
     c->dirty = true;
+    if (!nvme_may_say(&c->fatal_log_ns))
+        return;
     snprintf(line, sizeof(line), "controller fatal status: %s", why);
     c->log(c, OB_LOG_ERROR, line);
 }

@@ -12,8 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOG_INTERVAL_NS 1000000000LL
-
 /* ---- Requests to the backend --------------------------------------------------------------- */
 
 static void log_failure(struct nvme_ctrl *c, const struct blk_req *req, int rc)
@@ -21,13 +19,12 @@ static void log_failure(struct nvme_ctrl *c, const struct blk_req *req, int rc)
     static const char *const names[] = { "read", "write", "flush", "write of zeroes", "discard" };
     char line[128];
 
-    if (nvme_now_ns() - c->log_ns <= LOG_INTERVAL_NS)
+    if (!nvme_may_say(&c->log_ns))
         return;
     snprintf(line, sizeof(line), "%s at byte %llu of the image: %s", names[req->op],
              (unsigned long long)req->offset,
              rc == -ENODATA ? "the image is shorter than it was" : strerror(-rc));
     c->log(c, OB_LOG_ERROR, line);
-    c->log_ns = nvme_now_ns();
 }
 
 /*

@@ -10,6 +10,17 @@
 #include <time.h>
 
 #define LOCK_TIMEOUT_NS (5 * 1000000000LL)
+#define LOG_INTERVAL_NS 1000000000LL
+
+bool nvme_may_say(int64_t *said_ns)
+{
+    int64_t now_ns = nvme_now_ns();
+
+    if (*said_ns && now_ns - *said_ns <= LOG_INTERVAL_NS)
+        return false;
+    *said_ns = now_ns;
+    return true;
+}
 
 static int reset(void *opaque)
 {
@@ -259,7 +270,7 @@ int nvme_claim_image(struct nvme_ctrl *c)
     char why[PATH_MAX + 256];
     int rc = blk_lock(c->blk, why, sizeof(why));
 
-    if (rc < 0)
+    if (rc < 0 && nvme_may_say(&c->claim_log_ns))
         c->log(c, OB_LOG_ERROR, why);
     return rc;
 }

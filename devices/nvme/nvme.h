@@ -258,7 +258,8 @@ struct nvme_ctrl {
     uint8_t warnings; /* critical warnings of the health log */
     bool lost;        /* a sync failed: no flush succeeds any more, see io.c */
     struct nvme_error_entry errors[NVME_ERRORS];
-    int64_t log_ns;        /* when a backend error was logged last */
+    /* when a line of that kind was said last */
+    int64_t log_ns, fatal_log_ns, claim_log_ns;
     struct nvme_segs segs; /* scratch */
 };
 
@@ -284,6 +285,9 @@ int nvme_drain(struct nvme_ctrl *c, int64_t deadline_ns);
 int nvme_flush(struct nvme_ctrl *c, int64_t deadline_ns);
 /* Takes the lock of the image, if it is not ours already; logs why that fails. */
 int nvme_claim_image(struct nvme_ctrl *c);
+/* Whether a line may be said again, of which a guest can cause as many as it likes: once a second.
+ * *said_ns, 0 at first, is when that was. */
+bool nvme_may_say(int64_t *said_ns);
 
 /* ---- schedule.c ---------------------------------------------------------------------------- */
 

@@ -30,7 +30,7 @@ class Peer:
         try:
             if self.socket is not where:
                 self.socket.connect(str(where))
-            capabilities = json.dumps({"capabilities": {"max_msg_fds": 8}}).encode() + b"\0"
+            capabilities = json.dumps({"capabilities": {"max_msg_fds": 8, "write_multiple": True}}).encode() + b"\0"
             reply = self.ask(VERSION, struct.pack("<HH", 0, 0) + capabilities)
             self.capabilities = json.loads(reply[4:].rstrip(b"\0"))["capabilities"]
         except BaseException:

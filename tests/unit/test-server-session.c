@@ -272,27 +272,44 @@ static void count_lines(void *opaque, enum ob_log_level level, const char *line)
         left_out += (unsigned)n;
 }
 
-TEST(few_lines, "who-is-refused-again-and-again-does-not-fill-the-log")
+static void connect_in_vain(struct peer *peer, struct ob_server *server)
+{
+    peer_connect(peer, server);
+    peer_expect_close(peer);
+}
+
+/* Whoever comes and goes like that makes so many lines each time. */
+static void flood(uid_t allowed, void (*come)(struct peer *, struct ob_server *), unsigned each)
 {
     const struct ob_server_ops ops = { .size = sizeof(ops), .log = count_lines };
     struct ob_server *server = ob_server_new(&ops, NULL);
     int64_t start_ms = test_now_ms();
-    unsigned refused = 0;
+    unsigned came = 0;
     struct peer peer;
 
     CHECK(server);
-    CHECK_INT(ob_server_allow_uid(server, geteuid() + 1), 0);
+    CHECK_INT(ob_server_allow_uid(server, allowed), 0);
     CHECK_INT(ob_server_listen(server, peer_socket_path(), 0), 0);
     while (left_out == 0 && test_now_ms() - start_ms < 20000) {
-        peer_connect(&peer, server);
-        peer_expect_close(&peer);
+        come(&peer, server);
         peer_close(&peer);
-        refused++;
+        peer_settle(server);
+        came++;
     }
     CHECK(left_out > 0);
     CHECK(lines <= (unsigned)((test_now_ms() - start_ms) / 1000 + 1) * 9 + 1);
-    CHECK_INT(lines - 1 + left_out, refused); /* a line for each, or counted */
+    CHECK_INT(lines - 1 + left_out, came * each); /* a line for each, or counted */
     ob_server_free(server);
+}
+
+TEST(few_lines, "who-is-refused-again-and-again-does-not-fill-the-log")
+{
+    flood(geteuid() + 1, connect_in_vain, 1);
+}
+
+TEST(few_comings, "who-comes-and-goes-again-and-again-does-not-fill-the-log")
+{
+    flood(geteuid(), peer_attach, 2);
 }
 
 TEST(second_client, "second-client-is-told-busy")
