@@ -4,13 +4,19 @@
  * reply. They go over the twin socket where there is one. On the main socket whatever else the
  * client sends meanwhile is kept for later, so a device may do this while it answers a register
  * access. A reply that comes after its deadline is dropped by whoever meets it.
- * Rules: R-XFER-2, R-XFER-7 to R-XFER-9, R-TWIN-4.
+ *
+ * Nobody else is served meanwhile. One transfer may wait for the deadline, but a device may have
+ * any number of them to make: all that the client lets us wait for in one step has a limit as well,
+ * and it is let go then. Rules: R-XFER-2, R-XFER-7 to R-XFER-9, R-TWIN-4.
  */
 #include "server/internal.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+
+#define STEP_TIMEOUTS 2        /* for which a step waits */
+#define LONG_NS       50000000 /* what others notice */
 
 static bool is_reply(const struct ob_msg *msg, const struct ob_wire_hdr *hdr)
 {
@@ -91,10 +97,9 @@ static int next_message(struct ob_session *session, int64_t start_ns, bool *poll
 }
 
 /* The reply to hdr, the caller's. */
-static int receive_reply(struct ob_session *session, const struct ob_wire_hdr *hdr,
-                         int64_t deadline, struct ob_msg **out)
+static int await_reply(struct ob_session *session, const struct ob_wire_hdr *hdr, int64_t start_ns,
+                       int64_t deadline, struct ob_msg **out)
 {
-    int64_t start_ns = ob_now_ns();
     bool polled = false;
 
     while (!session->doomed) {
@@ -122,6 +127,32 @@ static int receive_reply(struct ob_session *session, const struct ob_wire_hdr *h
             return -ETIMEDOUT;
     }
     return -ENOTCONN;
+}
+
+/* The same, as long as this step of the server may still wait. */
+static int receive_reply(struct ob_session *session, const struct ob_wire_hdr *hdr,
+                         int64_t deadline, struct ob_msg **out)
+{
+    struct ob_server *server = session->server;
+    int64_t start_ns = ob_now_ns(), end_ns = INT64_MAX, now_ns;
+    int rc;
+
+    if (server->timeout_ms > 0)
+        end_ns =
+            start_ns + (int64_t)server->timeout_ms * 1000000 * STEP_TIMEOUTS - server->waited_ns;
+    rc = await_reply(session, hdr, start_ns, deadline < end_ns ? deadline : end_ns, out);
+    now_ns = ob_now_ns();
+    server->waited_ns += now_ns - start_ns;
+    if (rc != -ETIMEDOUT || now_ns < end_ns)
+        return rc;
+    ob_session_doom(session, "it kept the server waiting for %lld ms with its answers to DMA",
+                    (long long)(server->waited_ns / 1000000));
+    return -ENOTCONN;
+}
+
+bool ob_server_kept_waiting(const struct ob_server *server)
+{
+    return server->waited_ns >= LONG_NS;
 }
 
 /*

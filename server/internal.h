@@ -191,6 +191,7 @@ struct ob_server {
     struct ob_migration *migration; /* NULL: the device has none */
     unsigned guard_hits;            /* those that were dealt with */
     int timeout_ms;
+    int64_t waited_ns; /* for answers to message DMA, since the last step */
     bool mapped_order;
 };
 

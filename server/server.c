@@ -251,6 +251,7 @@ static int end_step(struct ob_server *server)
     free_buried(server);
     set_awake(server, busy || (server->session && ob_session_has_work(server->session)));
     server->stepping = false;
+    server->waited_ns = 0;
     return server->ended ? 1 : 0;
 }
 

@@ -275,7 +275,8 @@ static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
 {
     unsigned n = 0;
 
-    while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && has_room(c, sq)) {
+    while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && has_room(c, sq) &&
+           !ob_server_kept_waiting(c->server)) {
         struct nvme_sqe sqe;
         struct nvme_cmd *cmd;
         if (sq->id == 0)
@@ -371,6 +372,8 @@ static unsigned post_to(struct nvme_ctrl *c, struct nvme_cq *cq)
         nvme_cmd_free(cmd);
         nvme_cq_advance(cq);
         n++;
+        if (ob_server_kept_waiting(c->server)) /* after one, so that something is posted */
+            break;
     }
     cq->unsignalled += n;
     return n;
@@ -380,9 +383,12 @@ unsigned nvme_post(struct nvme_ctrl *c)
 {
     unsigned n = 0;
 
-    for (unsigned i = 0; i <= c->top && nvme_running(c); i++)
+    for (unsigned i = 0; i <= c->top && nvme_running(c); i++) {
         if (c->cq[i].live)
             n += post_to(c, &c->cq[i]);
+        if (n > 0 && ob_server_kept_waiting(c->server))
+            break;
+    }
     nvme_interrupt(c);
     return n;
 }

@@ -232,7 +232,8 @@ static bool poll_cb(void *opaque)
         unsigned n = step(c);
         done += n;
         vain = n > 0 ? 0 : vain + 1;
-    } while (done < WORK_MAX && vain < (c->polling ? LOOKS : 1));
+    } while (done < WORK_MAX && vain < (c->polling ? LOOKS : 1) &&
+             !ob_server_kept_waiting(c->server));
     if (done > 0)
         end_idle(c);
     return (done > 0 && (vain == 0 || c->polling)) || idle(c);

@@ -243,8 +243,16 @@ int ob_server_set_dma_limits(struct ob_server *server, uint32_t max_maps, uint64
 enum ob_dma_file_kinds { OB_DMA_FILES_MEMORY, OB_DMA_FILES_ANY };
 void ob_server_set_dma_files(struct ob_server *server, enum ob_dma_file_kinds kinds);
 
-/* Deadline of a message DMA; default 5000. */
+/* Deadline of a message DMA; default 5000. A client that keeps the server waiting for twice as long
+ * in one step, all its answers together, is let go. */
 void ob_server_set_timeout(struct ob_server *server, int timeout_ms);
+/*
+ * Whether the client has kept this step of the server waiting for 50 ms or more with its answers to
+ * message DMA. A device that has more to do leaves it to the next step then (see
+ * ob_server_set_poller()): the embedder's descriptors and other connections wait meanwhile. Since
+ * 0.1.
+ */
+bool ob_server_kept_waiting(const struct ob_server *server);
 
 /* ---- Migration ---------------------------------------------------------------------------- */
 

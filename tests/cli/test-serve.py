@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import OUTBOARD, case, main, skip
-from peer import SET_IRQS, Peer, Refused
+from peer import DMA_MAP, DMA_WRITE, FLAG_REPLY, HEADER, SET_IRQS, Peer, Refused
 from servers import DEADLINE_S, Server, refused, serve
 
 NULL_REGISTERS = 0  # BAR 0 of the null device keeps what is written
@@ -334,6 +334,25 @@ def _(tmp):
                     continue
                 raise AssertionError("there is no such place")
             assert len(peer.read(CONFIG, 0, 4)) == 4
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+@case("sigterm-ends-a-disk-whose-guest-has-many-commands-and-answers-no-dma", 120)
+def _(tmp):
+    queue, entries, identify = 0x10000, 64, 6
+    command = struct.pack("<BBHI16xQQI20x", identify, 0, 1, 0, 0x40000, 0, 1)  # the controller; data to 0x40000
+    with Server("nvme", tmp / "s", "mem:1M") as server, Peer(tmp / "s") as guest:
+        guest.ask(DMA_MAP, struct.pack("<IIQQQ", 32, 3, 0, 0, 1 << 20))  # by message
+        guest.write(CONFIG, 4, struct.pack("<H", 6))  # memory, bus master
+        for register, value in ((0x24, 63 << 16 | 63), (0x28, queue), (0x30, queue * 2), (0x14, 1)):
+            guest.write(0, register, struct.pack("<I", value))
+        guest.write(0, 0x1000, struct.pack("<I", entries - 1))
+        while True:  # it gets its commands, and no answer to what they write
+            msg_id, cmd, size, _, _ = HEADER.unpack(guest.receive(HEADER.size))
+            payload = guest.receive(size - HEADER.size)
+            if cmd == DMA_WRITE:
+                break
+            guest.socket.sendall(HEADER.pack(msg_id, cmd, HEADER.size + 16 + 64, FLAG_REPLY, 0) + payload[:16] + command)
         assert server.end(signal.SIGTERM)[0] == 0
 
 

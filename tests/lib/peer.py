@@ -4,7 +4,7 @@ import json
 import socket
 import struct
 
-VERSION, DMA_MAP, SET_IRQS, REGION_READ, REGION_WRITE = 1, 2, 8, 9, 10
+VERSION, DMA_MAP, SET_IRQS, REGION_READ, REGION_WRITE, DMA_WRITE = 1, 2, 8, 9, 10, 12
 HEADER = struct.Struct("<HHIII")
 FLAG_REPLY, FLAG_ERROR = 0x1, 0x20
 
@@ -46,7 +46,7 @@ class Peer:
     def close(self):
         self.socket.close()
 
-    def _receive(self, size):
+    def receive(self, size):
         data = b""
         while len(data) < size:
             piece = self.socket.recv(size - len(data))
@@ -63,8 +63,8 @@ class Peer:
             socket.send_fds(self.socket, [message], fds)
         else:
             self.socket.sendall(message)
-        msg_id, cmd, size, flags, errno = HEADER.unpack(self._receive(HEADER.size))
-        reply = self._receive(size - HEADER.size)
+        msg_id, cmd, size, flags, errno = HEADER.unpack(self.receive(HEADER.size))
+        reply = self.receive(size - HEADER.size)
         assert (msg_id, cmd, flags & 0xF) == (self.next_id, command, FLAG_REPLY), (msg_id, cmd, flags)
         if flags & FLAG_ERROR:
             raise Refused(errno)

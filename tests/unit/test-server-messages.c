@@ -336,6 +336,33 @@ static void wait_left(int count)
     CHECK_INT(device.left, count);
 }
 
+TEST(slow, "client-that-answers-nothing-keeps-a-step-waiting-for-two-deadlines-and-is-let-go")
+{
+    struct {
+        struct ob_wire_write_multi head;
+        struct ob_wire_write_multi_entry writes[100];
+    } message = { .head = { .count = 100 } };
+    int64_t start_ms;
+    struct peer peer;
+
+    for (unsigned i = 0; i < 100; i++)
+        message.writes[i] = (struct ob_wire_write_multi_entry){ .count = 4, .data = { 8 } };
+    set_up(&peer, NULL, 100);
+    start_ms = test_now_ms();
+    peer_send(&peer, OB_CMD_REGION_WRITE_MULTI, OB_HDR_NO_REPLY, &message, sizeof(message), NULL,
+              0);
+    ob_msg_free(expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8));
+    peer_expect_close(&peer);
+    CHECK(test_now_ms() - start_ms < 100 * 100 / 2);
+    wait_left(1);
+    CHECK_INT(device.result, -ENOTCONN);
+    CHECK(strstr(device.log, "it kept the server waiting for 2"));
+    CHECK(strstr(device.log, " ms with its answers to DMA"));
+    peer_close(&peer);
+    join(&peer, NULL);
+    tear_down(&peer);
+}
+
 TEST(gone, "client-that-leaves-during-a-transfer-is-let-go-after-the-callback")
 {
     struct peer peer;
