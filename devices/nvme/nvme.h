@@ -244,7 +244,8 @@ struct nvme_ctrl {
     /* state_file.c, recover.c */
     struct nvme_state_file *file; /* NULL: none, or not in use (any more) */
     bool dirty;                   /* the last checkpoint is not what is here */
-    bool recovering;              /* commands of an earlier process are to be executed anew */
+    bool recovering;              /* what an earlier process did last is not known yet */
+    bool again;                   /* commands of its I/O queues are to be executed anew */
     int64_t state_ns;             /* the time of a state that is loaded, if it is of this machine */
 
     /* migration.c */
@@ -348,6 +349,8 @@ void nvme_cq_advance(struct nvme_cq *cq);
 /* Executes a command that was fetched. False: the client left, it is to be done again. */
 bool nvme_execute(struct nvme_cmd *cmd);
 void nvme_cmd_push(struct nvme_cmd_list *list, struct nvme_cmd *cmd);
+/* The first one, which leaves the list, or NULL. */
+struct nvme_cmd *nvme_cmd_pop(struct nvme_cmd_list *list);
 /* The command is over for the host. */
 void nvme_cmd_free(struct nvme_cmd *cmd);
 /* A failed access to queue memory: fatal, except when the client has just left, or is new and still
@@ -455,8 +458,8 @@ void nvme_file_note_intms(struct nvme_ctrl *c);
 
 /* ---- recover.c ------------------------------------------------------------------------------ */
 
-/* Finds out which commands of an earlier process were posted, and executes the others. It has to be
- * called again while c->recovering stays set. */
+/* Finds out which commands of an earlier process were posted; the others are executed again. It has
+ * to be called again while c->recovering stays set. */
 void nvme_recover(struct nvme_ctrl *c);
 
 /* ---- options.c ----------------------------------------------------------------------------- */

@@ -110,6 +110,15 @@ void nvme_cmd_push(struct nvme_cmd_list *list, struct nvme_cmd *cmd)
     list->last = cmd;
 }
 
+struct nvme_cmd *nvme_cmd_pop(struct nvme_cmd_list *list)
+{
+    struct nvme_cmd *cmd = list->first;
+
+    if (cmd)
+        list->first = cmd->next;
+    return cmd;
+}
+
 static void cmd_clear(struct nvme_cmd *cmd)
 {
     nvme_data_release(cmd);
@@ -266,43 +275,79 @@ bool nvme_execute(struct nvme_cmd *cmd)
 }
 
 /* A command that would have to wait for one before it stays in its queue. */
-static bool has_room(const struct nvme_ctrl *c, const struct nvme_sq *sq)
+static bool has_work(const struct nvme_ctrl *c, const struct nvme_sq *sq)
 {
-    return sq->free && (sq->id == 0 || c->bounced < NVME_BOUNCE_MAX);
+    bool any = sq->again.first || (sq->free && sq->head != sq->tail);
+
+    return sq->live && !sq->deleter && any && (sq->id == 0 || c->bounced < NVME_BOUNCE_MAX);
+}
+
+/* The next of an earlier process. False: the client left. */
+static bool execute_again(struct nvme_sq *sq)
+{
+    struct nvme_cmd *cmd = nvme_cmd_pop(&sq->again);
+
+    if (nvme_execute(cmd))
+        return true;
+    cmd->next = sq->again.first;
+    if (!sq->again.first)
+        sq->again.last = cmd;
+    sq->again.first = cmd;
+    return false;
+}
+
+/* The next in the queue. False: it cannot be read, or the client left. */
+static bool execute_next(struct nvme_ctrl *c, struct nvme_sq *sq)
+{
+    uint32_t head = sq->head;
+    struct nvme_sqe sqe;
+    struct nvme_cmd *cmd;
+
+    if (!read_entry(c, sq, &sqe) || !(cmd = nvme_cmd_take(sq)))
+        return false;
+    sq->head = (head + 1) % sq->ring.entries;
+    cmd->sqe = sqe;
+    nvme_note_fetched(cmd);
+    c->dirty |= sq->id == 0;
+    if (nvme_execute(cmd))
+        return true;
+    sq->head = head;
+    nvme_note_unfetched(cmd);
+    nvme_cmd_free(cmd);
+    return false;
 }
 
 static unsigned fetch_from(struct nvme_ctrl *c, struct nvme_sq *sq)
 {
     unsigned n = 0;
 
-    while (n < NVME_BURST && sq->live && !sq->deleter && sq->head != sq->tail && has_room(c, sq) &&
-           !ob_server_kept_waiting(c->server)) {
-        struct nvme_sqe sqe;
-        struct nvme_cmd *cmd;
+    while (n < NVME_BURST && has_work(c, sq) && !ob_server_kept_waiting(c->server)) {
         if (sq->id == 0)
             nvme_file_sync(c); /* of what the one before did: it may be about the same queue */
-        if (!read_entry(c, sq, &sqe) || !(cmd = nvme_cmd_take(sq)))
+        if (!(sq->again.first ? execute_again(sq) : execute_next(c, sq)))
             break;
-        uint32_t head = sq->head;
-        sq->head = (head + 1) % sq->ring.entries;
-        cmd->sqe = sqe;
-        nvme_note_fetched(cmd);
-        c->dirty |= sq->id == 0;
-        if (!nvme_execute(cmd)) {
-            sq->head = head;
-            nvme_note_unfetched(cmd);
-            nvme_cmd_free(cmd);
-            break;
-        }
         n++;
     }
     return n;
 }
 
+static bool any_again(const struct nvme_ctrl *c)
+{
+    for (unsigned i = 1; i < NVME_QIDS; i++)
+        if (c->sq[i].again.first)
+            return true;
+    return false;
+}
+
 unsigned nvme_fetch(struct nvme_ctrl *c)
 {
-    unsigned n = fetch_from(c, &c->sq[0]), top = c->top;
+    unsigned n = 0, top = c->top;
 
+    /* Admin commands may delete a queue: they wait until none has commands of an earlier process.
+     */
+    c->again = c->again && any_again(c);
+    if (!c->again)
+        n = fetch_from(c, &c->sq[0]);
     for (unsigned i = 0; i < top; i++) {
         struct nvme_sq *sq = &c->sq[1 + (c->turn + i) % top];
         if (sq->live && nvme_running(c))

@@ -18,18 +18,9 @@
  * An I/O queue is at most one entry ahead of its record, as each is noted before the next. The
  * admin queue is in checkpoints, from which several entries may have been posted.
  *
- * Nothing new is fetched, and nothing posted, before all this was found out.
+ * Nothing new is fetched, and nothing executed or posted, before all this was found out.
  */
 #include "state_file.h"
-
-static struct nvme_cmd *pop(struct nvme_cmd_list *list)
-{
-    struct nvme_cmd *cmd = list->first;
-
-    if (cmd)
-        list->first = cmd->next;
-    return cmd;
-}
 
 /* Takes the command with this identifier out of the list, and frees it. */
 static void drop(struct nvme_cmd_list *list, uint16_t cid)
@@ -39,7 +30,7 @@ static void drop(struct nvme_cmd_list *list, uint16_t cid)
     bool found = false;
 
     list->first = NULL;
-    while ((cmd = pop(&all))) {
+    while ((cmd = nvme_cmd_pop(&all))) {
         if (!found && cmd->sqe.cid == cid) {
             found = true;
             nvme_cmd_free(cmd);
@@ -63,7 +54,7 @@ static bool posted_admin(struct nvme_cq *cq, const struct nvme_cqe *cqe)
 {
     if (!cq->done.first || cq->done.first->sqe.cid != cqe->cid)
         return false;
-    nvme_cmd_free(pop(&cq->done));
+    nvme_cmd_free(nvme_cmd_pop(&cq->done));
     return true;
 }
 
@@ -86,31 +77,13 @@ static bool find_posted(struct nvme_ctrl *c, struct nvme_cq *cq)
     return true;
 }
 
-/* False: the client left. */
-static bool execute_again(struct nvme_sq *sq)
-{
-    struct nvme_cmd *cmd;
-
-    while ((cmd = pop(&sq->again))) {
-        if (nvme_execute(cmd))
-            continue;
-        cmd->next = sq->again.first;
-        if (!sq->again.first)
-            sq->again.last = cmd;
-        sq->again.first = cmd;
-        return false;
-    }
-    return true;
-}
-
+/* What is to be executed anew is, from now on, like what is in the queues: nvme_fetch() takes it.
+ */
 void nvme_recover(struct nvme_ctrl *c)
 {
     for (unsigned i = 0; i < NVME_QIDS; i++)
         if (c->cq[i].live && !find_posted(c, &c->cq[i]))
             return;
-    /* The admin queue last: its commands may delete a queue. */
-    for (unsigned i = NVME_QIDS; i-- > 0;)
-        if (c->sq[i].live && !execute_again(&c->sq[i]))
-            return;
     c->recovering = false;
+    c->again = true;
 }

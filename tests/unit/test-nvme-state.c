@@ -8,6 +8,9 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -175,5 +178,55 @@ TEST(lost, "a-sync-that-failed-is-remembered-as-long-as-a-guest-uses-the-disk")
     host_enable(h);
     host_add_queue(h, 1, 8, 1);
     CHECK_INT(host_do(h, 1, flush, NULL), 0);
+    disk_end();
+}
+
+/* ---- A client that lies -------------------------------------------------------------------- */
+
+static long peak_kib(void)
+{
+    static const char field[] = "VmHWM:";
+    char path[64], line[256];
+    long kib = -1;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)disk.pid);
+    f = fopen(path, "re");
+    CHECK(f);
+    while (fgets(line, sizeof(line), f))
+        if (strncmp(line, field, strlen(field)) == 0)
+            kib = strtol(line + strlen(field), NULL, 10);
+    fclose(f);
+    CHECK(kib >= 0);
+    return kib;
+}
+
+/* What was under way needed no buffers, as the memory was mapped; it does if that is not. */
+TEST(bounded, "what-is-executed-again-by-message-takes-so-much-memory-and-no-more")
+{
+    const struct nvme_sqe flush = { .opcode = NVME_IO_FLUSH, .nsid = 1 };
+    struct nvme_sq_record *record;
+    struct nvme_sqe read;
+    struct nvme_cqe cqe;
+    long before_kib;
+
+    disk_start(2 * NVME_INFLIGHT_MAX);
+    for (unsigned i = 0; i < NVME_INFLIGHT_MAX; i++)
+        CHECK_INT(host_do(h, 1, flush, NULL), 0);
+    disk_kill();
+    record = &disk.map->sq[0];
+    read = host_io(h, NVME_IO_READ, 0, (1u << 20) / DISK_BLOCK, host_pages(h, 256), DISK_BLOCK);
+    for (unsigned i = 0; i < NVME_INFLIGHT_MAX; i++) {
+        read.cid = (uint16_t)(0x1000 + i);
+        record->sqe[i] = read;
+        record->number[i] = i + 1;
+    }
+    h->by_message = true;
+    disk_serve();
+    before_kib = peak_kib();
+    host_return(h, DISK_QUEUES + 1);
+    for (unsigned i = 0; i < NVME_INFLIGHT_MAX; i++)
+        CHECK_INT(host_wait(h, 1, &cqe), 0);
+    CHECK(peak_kib() - before_kib < (100 + TEST_KEPT_MIB) * 1024);
     disk_end();
 }
