@@ -65,6 +65,7 @@ enum ob_fds {
 struct ob_channel {
     int fd;
     uint32_t payload_max;
+    unsigned fds_max;  /* of a message that are kept; OB_MSG_FDS_MAX at first */
     const void *owner; /* of what is discarded: see ob_discard_is_full() */
     /* receiving half */
     uint32_t ahead; /* OB_AHEAD_*; 0: nothing is read ahead */

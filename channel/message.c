@@ -72,7 +72,7 @@ int ob_channel_init(struct ob_channel *ch, int fd, uint32_t payload_max)
             ob_socket_discard(fd, NULL);
         return rc;
     }
-    *ch = (struct ob_channel){ .fd = fd, .payload_max = payload_max };
+    *ch = (struct ob_channel){ .fd = fd, .payload_max = payload_max, .fds_max = OB_MSG_FDS_MAX };
     return 0;
 }
 

@@ -47,14 +47,15 @@
 #define HDR_SIZE ((uint32_t)sizeof(struct ob_wire_hdr))
 
 /* Files the fds of one SCM_RIGHTS in the message; those it has no room for are closed. */
-static void keep_fds(struct ob_msg *msg, const struct cmsghdr *cmsg)
+static void keep_fds(const struct ob_channel *ch, const struct cmsghdr *cmsg)
 {
+    struct ob_msg *msg = ch->in;
     size_t count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     int fd;
 
     for (size_t i = 0; i < count; i++) {
         memcpy(&fd, CMSG_DATA(cmsg) + i * sizeof(fd), sizeof(fd));
-        if (msg->nfds < OB_MSG_FDS_MAX) {
+        if (msg->nfds < ch->fds_max) {
             msg->fds[msg->nfds++] = fd;
         } else {
             ob_fd_discard(fd, msg->owner);
@@ -104,7 +105,7 @@ static ssize_t read_some(struct ob_channel *ch, void *buf, size_t len)
         ch->in->fds_lost = true;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c)) {
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-            keep_fds(ch->in, c);
+            keep_fds(ch, c);
     }
     return n ? n : -ECONNRESET;
 }

@@ -21,6 +21,13 @@
 /* Nobody here may make us keep more than a VERSION message. */
 #define LOBBY_PAYLOAD_MAX ((uint32_t)sizeof(struct ob_wire_version) + OB_VERSION_JSON_MAX)
 
+/* The owner of the descriptors that they send, none of which is kept: what cannot be closed of it
+ * must not count as the client's. */
+static const void *strangers(const struct ob_server *server)
+{
+    return &server->lobby;
+}
+
 static void lobby_unlink(struct ob_session *session)
 {
     struct ob_session **p = &session->server->lobby;
@@ -118,6 +125,8 @@ static void negotiate(struct ob_session *session, const struct ob_msg *msg)
     session->caps = caps;
     lobby_unlink(session);
     session->ch.payload_max = OB_PAYLOAD_MAX;
+    session->ch.fds_max = OB_MSG_FDS_MAX;
+    session->ch.owner = session->server;
     offer(session, &reply, &version, msg->len > sizeof(version));
     ob_answer(session, &msg->hdr, 0, &reply);
     while (reply.nfds > 0)
@@ -242,17 +251,19 @@ static int lobby_enter(struct ob_server *server, int fd)
     struct ob_session *session, **end = &server->lobby;
 
     if (!is_allowed(server, fd)) {
-        ob_socket_discard(fd, server);
+        ob_socket_discard(fd, strangers(server));
         return -EACCES;
     }
     if (!lobby_make_room(server)) {
-        ob_socket_discard(fd, server);
+        ob_socket_discard(fd, strangers(server));
         return -EBUSY;
     }
     session = ob_session_new(server, fd);
     if (!session)
         return -ENOMEM;
     session->ch.payload_max = LOBBY_PAYLOAD_MAX;
+    session->ch.fds_max = 0;
+    session->ch.owner = strangers(server);
     session->source = ob_source_add(server, session->ch.fd, EPOLLIN, lobby_ready, session);
     if (!session->source) {
         ob_session_free(session);
@@ -278,7 +289,7 @@ static void turn_away(struct ob_server *server)
         close(server->spare_fd);
     fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0)
-        ob_socket_discard(fd, server);
+        ob_socket_discard(fd, strangers(server));
     server->spare_fd = fcntl(server->wake_fd, F_DUPFD_CLOEXEC, 0);
 }
 
@@ -289,7 +300,7 @@ static void turn_away(struct ob_server *server)
  */
 static bool is_closed(struct ob_server *server)
 {
-    bool closed = ob_discard_is_full(server);
+    bool closed = ob_discard_is_full(server) || ob_discard_is_full(strangers(server));
 
     if (closed && !(server->listener->events & EPOLLET))
         ob_log(server, OB_LOG_ERROR,
@@ -409,7 +420,7 @@ static void close_listener(struct ob_server *server)
     if (server->path) {
         shutdown(server->listen_fd, SHUT_RDWR);
         while ((fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0)
-            ob_socket_discard(fd, server);
+            ob_socket_discard(fd, strangers(server));
     }
     close(server->listen_fd);
 }

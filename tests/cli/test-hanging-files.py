@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """A client attaches descriptors that make whoever closes them, or asks what they are, wait: its server does not."""
+import contextlib
 import errno
 import json
 import os
 import pathlib
+import signal
 import socket
 import struct
 import subprocess
@@ -42,6 +44,7 @@ class Client:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(PROMPT_S)
         self.socket.connect(str(path))
+        self.server = struct.unpack("3i", self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
     def __enter__(self):
         return self
@@ -49,14 +52,24 @@ class Client:
     def __exit__(self, *_):
         self.socket.close()
 
+    @contextlib.contextmanager
+    def server_stopped(self):
+        os.kill(self.server, signal.SIGSTOP)
+        try:
+            while pathlib.Path(f"/proc/{self.server}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                time.sleep(0.001)
+            yield
+        finally:
+            os.kill(self.server, signal.SIGCONT)
+
     def ask(self, cmd, payload, count=1):
-        """The errno of the answer. Our descriptors are closed before the message is whole."""
+        """The errno of the answer. The server's descriptors are the last ones: ours are closed before it has them."""
         message = HEADER.pack(1, cmd, HEADER.size + len(payload), 0, 0) + payload
         fds = [self.open_one() for _ in range(count)]
-        socket.send_fds(self.socket, [message[:1]], fds)
-        for fd in fds:
-            os.close(fd)
-        self.socket.sendall(message[1:])
+        with self.server_stopped():
+            socket.send_fds(self.socket, [message], fds)
+            for fd in fds:
+                os.close(fd)
         _, _, size, _, error = HEADER.unpack(self.socket.recv(HEADER.size, socket.MSG_WAITALL))
         self.socket.recv(size - HEADER.size, socket.MSG_WAITALL)
         return error or None

@@ -2,12 +2,15 @@
 /* A client that sends descriptors whose close() waits delays no other use of its server. */
 #include "linger.h"
 #include "peer.h"
+#include "wire.h"
 
 #include <errno.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #define NEWCOMERS 10u /* two more than may wait */
+#define STRANGERS 8u
 
 /* A request with that payload and count of them; returns the error of its answer. */
 static int call_with(struct peer *peer, uint16_t cmd, const void *payload, size_t len,
@@ -114,4 +117,54 @@ TEST(bounded, "a-client-that-leaves-too-many-unclosed-is-let-go-and-nobody-comes
     peer_attach(&peer, server);
     peer_close(&peer);
     ob_server_free(server);
+}
+
+/* Else eight of them would have the server out of descriptors, and its client refused. */
+TEST(kept, "descriptors-of-who-has-not-negotiated-are-closed-as-they-come")
+{
+    struct memory_device device;
+    struct ob_server *server = memory_device_listen(&device);
+    struct peer strangers[STRANGERS];
+    int fds[OB_MSG_FDS_MAX], before;
+
+    for (unsigned i = 0; i < OB_MSG_FDS_MAX; i++)
+        fds[i] = eventfd(0, EFD_CLOEXEC);
+    for (unsigned i = 0; i < STRANGERS; i++) {
+        peer_connect(&strangers[i], server);
+        peer_settle(server);
+    }
+    before = test_count_fds();
+    for (unsigned i = 0; i < STRANGERS; i++) {
+        send_raw(strangers[i].ch.fd, "x", 1, fds, OB_MSG_FDS_MAX);
+        peer_settle(server);
+    }
+    CHECK_INT(test_settle_fds(before), before);
+    for (unsigned i = 0; i < STRANGERS; i++)
+        peer_close(&strangers[i]);
+    for (unsigned i = 0; i < OB_MSG_FDS_MAX; i++)
+        close(fds[i]);
+    ob_server_free(server);
+}
+
+TEST(strangers, "what-others-leave-unclosed-does-not-end-the-client")
+{
+    struct memory_device device;
+    struct ob_server *server = memory_device_listen(&device);
+    struct peer peer, stranger;
+    uint32_t value;
+
+    peer_attach(&peer, server);
+    while (!strstr(device.log, "nobody can connect")) { /* from when on they count as hanging */
+        peer_connect(&stranger, server);
+        linger_send(stranger.ch.fd, "x", 1, 100, 0);
+        AT_ONCE(peer_settle(server));
+        ob_channel_fini(&stranger.ch);
+        peer_settle(server);
+    }
+    for (unsigned i = 0; i < 10; i++)
+        AT_ONCE(CHECK_INT(peer_read(&peer, 0, 0, &value, sizeof(value)), 0));
+    CHECK_INT(device.left, 0);
+    peer_close(&peer);
+    ob_server_free(server);
+    linger_release();
 }
