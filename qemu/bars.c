@@ -108,14 +108,7 @@ static bool bar_check(ObPci *d, unsigned i, uint64_t size, Error **errp)
 
 static bool bar_may_map(const ObBar *bar, const struct ob_region_info *info)
 {
-    if (info->fd < 0 || (!bar->d->mmap_unsealed && ob_region_can_shrink(info))) {
-        info_report(
-            "%s (%s): BAR%u is not mapped but accessed by message: the server's "
-            "file could shrink or stall under the guest (x-mmap-unsealed=on trusts it not to)",
-            obq_type_name(bar->d), bar->d->link.name, bar->index);
-        return false;
-    }
-    return true;
+    return info->fd >= 0 && (bar->d->mmap_unsealed || !ob_region_can_shrink(info));
 }
 
 static void bar_map_areas(ObBar *bar, const struct ob_region_info *info)
@@ -123,8 +116,14 @@ static void bar_map_areas(ObBar *bar, const struct ob_region_info *info)
     ObPci *d = bar->d;
     unsigned areas = info->layout.nareas ? info->layout.nareas : 1;
 
-    if (!(info->layout.flags & OB_REGION_MMAP) || (bar->type & PCI_BASE_ADDRESS_SPACE_IO) ||
-        !bar_may_map(bar, info)) {
+    if (!(info->layout.flags & OB_REGION_MMAP) || (bar->type & PCI_BASE_ADDRESS_SPACE_IO)) {
+        return;
+    }
+    if (!bar_may_map(bar, info)) {
+        info_report(
+            "%s (%s): BAR%u is not mapped but accessed by message: the server's "
+            "file could shrink or stall under the guest (x-mmap-unsealed=on trusts it not to)",
+            obq_type_name(d), d->link.name, bar->index);
         return;
     }
     bar->maps = g_new0(ObBarMap, areas);

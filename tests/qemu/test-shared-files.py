@@ -140,4 +140,20 @@ def _(tmp):
         os.close(fd)
 
 
+@case("a-server-that-comes-back-so-again-and-again-fills-no-log")
+def _(tmp):
+    times = 20
+    with FakeDevice(tmp / "s", bars={0: SIZE}) as fake:
+        fake.on[GET_REGION_INFO] = sharing(sealed := memory())
+        with Qemu(tmp, *device(tmp / "s", reconnect=30)) as vm:
+            fake.on[GET_REGION_INFO] = sharing(loose := file_in(tmp))
+            for time in range(1, times + 1):
+                fake.drop()
+                wait_for(lambda: vm.get("dev", "reconnects") == time)
+            said = vm.wait_said("accessed by message")
+            assert said.count("by message") <= times / 2, said  # one in five seconds is
+        os.close(sealed)
+        os.close(loose)
+
+
 main()
