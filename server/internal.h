@@ -25,6 +25,7 @@
 #define OB_LOBBY_MAX        8u /* connections that have not negotiated yet */
 #define OB_ALLOWED_UIDS_MAX 16u
 #define OB_STEP_REQUESTS    64u                /* posted requests handled in one step */
+#define OB_STEP_NS          10000000           /* and when another kind was, in that time */
 #define OB_BACKLOG_MAX      ((size_t)16 << 20) /* bytes kept while a message DMA is under way */
 #define OB_BACKLOG_FD_COST  4096u              /* what a kept fd counts for in it */
 #define OB_DMA_TIMEOUT_MS   5000

@@ -196,8 +196,18 @@ static bool handle(struct ob_session *session, struct ob_msg *msg)
     return bulk || !answered || ob_channel_ready(ch);
 }
 
+/* Most posted messages are single writes, and a look at the clock costs as much as one of them; but
+ * those of other kinds may take a second each. */
+static bool takes_long(const struct ob_msg *msg, int64_t *until_ns)
+{
+    if (*until_ns == 0 && msg->hdr.cmd != OB_CMD_REGION_WRITE)
+        *until_ns = ob_now_ns() + OB_STEP_NS;
+    return *until_ns != 0;
+}
+
 bool ob_session_read(struct ob_session *session)
 {
+    int64_t until_ns = 0;
     bool from_ring = may_read(session) && ob_ring_take(session, false), more = !from_ring;
     unsigned i;
 
@@ -206,6 +216,7 @@ bool ob_session_read(struct ob_session *session)
     for (i = 0; more && i < OB_STEP_REQUESTS && may_read(session); i++) {
         struct ob_msg *msg;
         int rc = next_message(session, &msg);
+        bool timed;
 
         if (rc < 0) {
             ob_ring_take(session, true); /* the client put it there before it left */
@@ -213,7 +224,8 @@ bool ob_session_read(struct ob_session *session)
         }
         if (rc <= 0)
             break;
-        more = handle(session, msg);
+        timed = takes_long(msg, &until_ns);
+        more = handle(session, msg) && !(timed && ob_now_ns() > until_ns);
         if (i > 0) /* nobody waited for this one */
             ob_spin_flows(&session->server->spin);
     }

@@ -487,11 +487,14 @@ static void slow_event(void *opaque, uint32_t events)
     ob_server_stop(slow.server);
 }
 
-TEST(others_wait, "other-events-do-not-wait-for-a-row-of-slow-requests")
+/* The count of such commands, of which one accesses the region so many times. */
+static void row_of(uint16_t cmd, uint32_t flags, const void *payload, size_t len, int count,
+                   unsigned each)
 {
     static const struct ob_server_ops ops = { .size = sizeof(ops) };
-    struct ob_region region = { .size = 4, .flags = OB_REGION_READ, .access = slow_access };
-    struct ob_wire_region_access access = { 0, 0, 4 };
+    struct ob_region region = { .size = 4,
+                                .flags = OB_REGION_READ | OB_REGION_WRITE,
+                                .access = slow_access };
     struct peer peer;
 
     slow.server = peer_server_new(&ops, NULL);
@@ -500,13 +503,32 @@ TEST(others_wait, "other-events-do-not-wait-for-a-row-of-slow-requests")
     CHECK_INT(ob_server_set_region(slow.server, 0, &region), 0);
     CHECK_INT(ob_server_watch(slow.server, slow.event, EPOLLIN, slow_event, NULL), 0);
     peer_attach(&peer, slow.server);
-    for (int i = 0; i < 100; i++)
-        peer_send(&peer, OB_CMD_REGION_READ, 0, &access, sizeof(access), NULL, 0);
+    for (int i = 0; i < count; i++)
+        peer_send(&peer, cmd, flags, payload, len, NULL, 0);
     CHECK_INT(ob_channel_flush(&peer.ch), 1);
     CHECK_INT(ob_server_run(slow.server), 0);
-    CHECK(slow.accesses >= 5 && slow.accesses <= 10);
+    CHECK(slow.accesses >= 5 && slow.accesses <= 5 + 5 * each);
     ob_server_watch(slow.server, slow.event, 0, NULL, NULL);
     close(slow.event);
     peer_close(&peer);
     ob_server_free(slow.server);
+}
+
+TEST(others_wait, "other-events-do-not-wait-for-a-row-of-slow-requests")
+{
+    struct ob_wire_region_access access = { 0, 0, 4 };
+
+    row_of(OB_CMD_REGION_READ, 0, &access, sizeof(access), 100, 1);
+}
+
+TEST(others_wait_posted, "other-events-do-not-wait-for-a-row-of-slow-posted-writes")
+{
+    struct {
+        struct ob_wire_write_multi head;
+        struct ob_wire_write_multi_entry writes[5];
+    } message = { .head = { .count = 5 } };
+
+    for (unsigned i = 0; i < 5; i++)
+        message.writes[i].count = 4;
+    row_of(OB_CMD_REGION_WRITE_MULTI, OB_HDR_NO_REPLY, &message, sizeof(message), 50, 5);
 }
