@@ -90,7 +90,7 @@ def _(tmp):
 @case("a-vcpu-that-waits-for-long-goes-on-with-all-ones")
 def _(tmp):
     with Serve("gpio", tmp / "s") as server, \
-            Qemu(tmp, *device(tmp / "s", reconnect=600, x_msg_timeout=200), code=READ_PORT) as vm:
+            Qemu(tmp, *device(tmp / "s", reconnect=600, x_msg_timeout=1000), code=READ_PORT) as vm:
         vm.pci(4).assign(2)
         vm.write(0x500, 8, 0)
         wait_for(lambda: vm.read(0x504, 4) > 100)
