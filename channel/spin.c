@@ -157,16 +157,17 @@ static bool mode_sleeps(struct ob_spin *spin)
 static void mode_learn(struct ob_spin *spin, int64_t waited_ns)
 {
     struct ob_spin_mode *mode = &spin->mode;
+    int64_t longest_ns = mode->sleeps || mode->trial > 0 ? 2 * spin->budget_ns : spin->budget_ns;
 
     if (!mode->counts)
         return;
     mode->counts = false;
-    if (waited_ns > 2 * spin->budget_ns)
-        waited_ns = 2 * spin->budget_ns;
     if (mode->trial > 0) {
-        trial_learn(spin, waited_ns);
+        trial_learn(spin, waited_ns < longest_ns ? waited_ns : longest_ns);
         return;
     }
+    if (waited_ns > longest_ns) /* the peer wanted nothing */
+        return;
     mode->kept++;
     mode->mean_ns += (waited_ns - mode->mean_ns) / MODE_DIVISOR;
     if (mode->sleeps && mode->mean_ns > mode->polled_ns)

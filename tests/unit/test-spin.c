@@ -111,6 +111,25 @@ TEST(mode_short, "mode-that-sleeps-is-never-tried-where-waits-are-short")
     CHECK_INT(waits_of(&spin, 50000, 4000, 1000), 50000);
 }
 
+TEST(mode_idle, "mode-that-sleeps-is-not-tried-because-the-peer-rests-now-and-then")
+{
+    struct ob_spin spin;
+
+    need_two_cpus();
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES);
+    for (int i = 0; i < 1000; i++) {
+        CHECK_INT(waits_of(&spin, 20, 4000, 1000), 20);
+        waits_of(&spin, 1, 20000000, 20000000);
+    }
+    /* Nor is one that was found given up for that. */
+    ob_spin_init(&spin, BUDGET_US, OB_SPIN_COMPARES);
+    waits_of(&spin, 400, 19000, 9000);
+    for (int i = 0; i < 100; i++) {
+        waits_of(&spin, 1, 20000000, 20000000);
+        CHECK_INT(waits_of(&spin, 2, 19000, 9000), 0);
+    }
+}
+
 TEST(mode_back, "mode-that-polls-is-found-again-when-the-peer-polls")
 {
     struct ob_spin spin;
