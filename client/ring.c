@@ -135,12 +135,20 @@ static void fill(struct ob_ring_entry *e, uint32_t ready, const struct ob_wire_h
     atomic_thread_fence(memory_order_seq_cst);
 }
 
-/* Whether the entry of the next command is free, also of what somebody waits for. */
+/* Whether the entry of the next command is free, also of what somebody waits for. Where the ring is
+ * full, and the server gets on, one is sooner than a message could be sent. */
 static bool make_free_locked(struct ob_client *c, struct ob_ring_entry *e)
 {
     struct ob_request *owner = *owner_of(c, c->ring_at);
+    uint32_t free = ob_ring_turn(c->ring_at);
+    unsigned i;
 
-    if (atomic_load_explicit(&e->state, memory_order_acquire) != ob_ring_turn(c->ring_at))
+    for (i = 0; i < CATCH_UP_LOOKS; i++) {
+        if (atomic_load_explicit(&e->state, memory_order_acquire) == free)
+            break;
+        ob_ring_relax();
+    }
+    if (i == CATCH_UP_LOOKS)
         return false;
     if (owner) /* its thread has not come to it yet */
         complete_locked(c, owner);
