@@ -68,7 +68,9 @@ static void go_round(void *opaque)
         rc = i < SLOW - 1 ? ob_client_region_post(peer.client, 0, 0, "x", 1)
                           : ob_client_region_read(peer.client, 0, 0, &value, 4);
         faults_leave();
-        CHECK_INT(rc, faults_hit() ? -ENOTCONN : 0);
+        CHECK(ob_client_connected(peer.client) == !faults_hit());
+        if (i < SLOW - 1 || rc < 0) /* its own result is looked for once more, at the end */
+            CHECK_INT(rc, faults_hit() ? -ENOTCONN : 0);
     }
     for (unsigned i = 0; i < SLOW; i++) {
         rc = ob_request_finish(peer.client, &slow[i], len, len, &reply);
