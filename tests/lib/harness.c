@@ -91,6 +91,24 @@ int test_settle_fds(int expected)
     return count;
 }
 
+long test_process_status(pid_t pid, const char *field)
+{
+    size_t len = strlen(field);
+    char path[32], line[256];
+    long number = -1;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    f = fopen(path, "re");
+    CHECK(f);
+    while (fgets(line, sizeof(line), f))
+        if (strncmp(line, field, len) == 0 && line[len] == ':')
+            number = strtol(line + len + 1, NULL, 10);
+    fclose(f);
+    CHECK(number >= 0);
+    return number;
+}
+
 int64_t test_now_ms(void)
 {
     struct timespec ts;

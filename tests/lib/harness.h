@@ -31,6 +31,8 @@ int test_count_fds(void);
 /* The same, when it is that number, or two seconds are over: descriptors that a peer sent are
  * closed by a thread of the library (channel/discard.c). */
 int test_settle_fds(int expected);
+/* A number that /proc/PID/status has, which must be there: "VmHWM", "Threads". */
+long test_process_status(pid_t pid, const char *field);
 /* A directory for this case's sockets and files, removed after it. */
 const char *test_tmpdir(void);
 /* Milliseconds of a monotonic clock. */

@@ -101,20 +101,6 @@ static void done(struct blk_req *req, int rc)
     result = rc;
 }
 
-static int threads_of_process(void)
-{
-    char line[256];
-    int n = 0;
-    FILE *status = fopen("/proc/self/status", "re");
-
-    CHECK(status);
-    while (fgets(line, sizeof(line), status))
-        if (strncmp(line, "Threads:", 8) == 0)
-            n = (int)strtol(line + 8, NULL, 10);
-    fclose(status);
-    return n;
-}
-
 static void write_some(struct blk *blk, const char *text)
 {
     struct iovec iov = { (void *)text, strlen(text) };
@@ -136,14 +122,14 @@ TEST(threads, "threads-start-when-told-and-io-works-before")
 {
     struct blk *blk = open_blk(BLK_AIO_THREADS);
 
-    CHECK_INT(threads_of_process(), 1);
+    CHECK_INT(test_process_status(getpid(), "Threads"), 1);
     write_some(blk, "before");
-    CHECK_INT(threads_of_process(), 1);
+    CHECK_INT(test_process_status(getpid(), "Threads"), 1);
     CHECK_INT(blk->ops->start(blk), 0);
-    CHECK(threads_of_process() > 1);
+    CHECK(test_process_status(getpid(), "Threads") > 1);
     write_some(blk, "after!");
     blk_close(blk);
-    CHECK_INT(threads_of_process(), 1);
+    CHECK_INT(test_process_status(getpid(), "Threads"), 1);
 }
 
 /* ---- The lock ------------------------------------------------------------------------------ */

@@ -442,22 +442,6 @@ TEST(parallel, "many-commands-at-once-keep-their-data-apart")
     CHECK_INT(host_end(&h), 0);
 }
 
-/* KiB of memory that this process has, or has had at most. */
-static long memory_kib(const char *field)
-{
-    char line[256];
-    long kib = -1;
-    FILE *f = fopen("/proc/self/status", "r");
-
-    CHECK(f);
-    while (fgets(line, sizeof(line), f))
-        if (strncmp(line, field, strlen(field)) == 0)
-            kib = strtol(line + strlen(field), NULL, 10);
-    fclose(f);
-    CHECK(kib >= 0);
-    return kib;
-}
-
 /* A client whose memory is private can have 16 x 60 MiB under way. */
 TEST(bounded, "data-that-goes-by-message-takes-so-much-memory-and-no-more")
 {
@@ -474,7 +458,7 @@ TEST(bounded, "data-that-goes-by-message-takes-so-much-memory-and-no-more")
         host_add_queue(&h, q, 64, q);
     read = host_io(&h, NVME_IO_READ, 0, MIB / 512, host_pages(&h, MIB / NVME_PAGE), 512);
     CHECK_INT(host_do(&h, 1, read, NULL), 0);
-    before_kib = memory_kib("VmHWM:");
+    before_kib = test_process_status(getpid(), "VmHWM");
     for (uint16_t q = 1; q <= 16; q++) {
         for (unsigned i = 0; i < 60; i++)
             host_put(&h, q, read);
@@ -483,7 +467,7 @@ TEST(bounded, "data-that-goes-by-message-takes-so-much-memory-and-no-more")
     for (uint16_t q = 1; q <= 16; q++)
         for (unsigned i = 0; i < 60; i++)
             CHECK_INT(host_wait(&h, q, &cqe), 0);
-    CHECK(memory_kib("VmHWM:") - before_kib < (100 + TEST_KEPT_MIB) * 1024);
+    CHECK(test_process_status(getpid(), "VmHWM") - before_kib < (100 + TEST_KEPT_MIB) * 1024);
     CHECK_INT(host_end(&h), 0);
 }
 

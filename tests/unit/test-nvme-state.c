@@ -8,9 +8,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -183,24 +180,6 @@ TEST(lost, "a-sync-that-failed-is-remembered-as-long-as-a-guest-uses-the-disk")
 
 /* ---- A client that lies -------------------------------------------------------------------- */
 
-static long peak_kib(void)
-{
-    static const char field[] = "VmHWM:";
-    char path[64], line[256];
-    long kib = -1;
-    FILE *f;
-
-    snprintf(path, sizeof(path), "/proc/%d/status", (int)disk.pid);
-    f = fopen(path, "re");
-    CHECK(f);
-    while (fgets(line, sizeof(line), f))
-        if (strncmp(line, field, strlen(field)) == 0)
-            kib = strtol(line + strlen(field), NULL, 10);
-    fclose(f);
-    CHECK(kib >= 0);
-    return kib;
-}
-
 /* What was under way needed no buffers, as the memory was mapped; it does if that is not. */
 TEST(bounded, "what-is-executed-again-by-message-takes-so-much-memory-and-no-more")
 {
@@ -223,10 +202,10 @@ TEST(bounded, "what-is-executed-again-by-message-takes-so-much-memory-and-no-mor
     }
     h->by_message = true;
     disk_serve();
-    before_kib = peak_kib();
+    before_kib = test_process_status(disk.pid, "VmHWM");
     host_return(h, DISK_QUEUES + 1);
     for (unsigned i = 0; i < NVME_INFLIGHT_MAX; i++)
         CHECK_INT(host_wait(h, 1, &cqe), 0);
-    CHECK(peak_kib() - before_kib < (100 + TEST_KEPT_MIB) * 1024);
+    CHECK(test_process_status(disk.pid, "VmHWM") - before_kib < (100 + TEST_KEPT_MIB) * 1024);
     disk_end();
 }
