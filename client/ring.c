@@ -141,15 +141,12 @@ static bool make_free_locked(struct ob_client *c, struct ob_ring_entry *e)
 {
     struct ob_request *owner = *owner_of(c, c->ring_at);
     uint32_t free = ob_ring_turn(c->ring_at);
-    unsigned i;
 
-    for (i = 0; i < CATCH_UP_LOOKS; i++) {
-        if (atomic_load_explicit(&e->state, memory_order_acquire) == free)
-            break;
+    for (unsigned i = 1; atomic_load_explicit(&e->state, memory_order_acquire) != free; i++) {
+        if (i == CATCH_UP_LOOKS)
+            return false;
         ob_ring_relax();
     }
-    if (i == CATCH_UP_LOOKS)
-        return false;
     if (owner) /* its thread has not come to it yet */
         complete_locked(c, owner);
     return !ob_client_dead(c);
