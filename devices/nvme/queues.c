@@ -343,8 +343,7 @@ unsigned nvme_fetch(struct nvme_ctrl *c)
 {
     unsigned n = 0, top = c->top;
 
-    /* Admin commands may delete a queue: they wait until none has commands of an earlier process.
-     */
+    /* Admin commands may delete a queue: they wait while one has commands of an earlier process. */
     c->again = c->again && any_again(c);
     if (!c->again)
         n = fetch_from(c, &c->sq[0]);

@@ -77,8 +77,7 @@ static bool find_posted(struct nvme_ctrl *c, struct nvme_cq *cq)
     return true;
 }
 
-/* What is to be executed anew is, from now on, like what is in the queues: nvme_fetch() takes it.
- */
+/* From then on what is to be executed anew is like what is in the queues: nvme_fetch() takes it. */
 void nvme_recover(struct nvme_ctrl *c)
 {
     for (unsigned i = 0; i < NVME_QIDS; i++)
