@@ -91,11 +91,10 @@ def on_core(process, cpu):
 def take_placed(tools, vm, server, slot):
     """Nobody spins. QEMU and the server wherever the kernel likes, then on one core, then on a core each."""
     yield from_floor("guest/read-no-spinning", measured(vm, "read", [slot]), tools.blocking_floor())
-    for place, cpu in {"one-core": CPUS[0], "two-cores": CPUS[-1]}.items():
-        if place == "one-core" or len(CPUS) > 1:
-            with on_core(vm.process, CPUS[0]), on_core(server, cpu):
-                values = measured(vm, "read", [slot])
-            yield from_floor(f"guest/read-{place}", values, tools.micro("ping-pong", 0, cpu, cpu=CPUS[0])["ping-pong"])
+    for place, cpu in zip(("one-core", "two-cores"), CPUS):
+        with on_core(vm.process, CPUS[0]), on_core(server, cpu):
+            values = measured(vm, "read", [slot])
+        yield from_floor(f"guest/read-{place}", values, tools.placed_floor(cpu))
 
 
 def bind_uio(vm):

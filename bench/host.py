@@ -64,6 +64,10 @@ class Tools:
     def blocking_floor(self):
         return self.micro("ping-pong", 0)["ping-pong"]
 
+    def placed_floor(self, there):
+        """One end on the first CPU, the other there."""
+        return self.micro("ping-pong", 0, there, cpu=CPUS[0])["ping-pong"]
+
     @contextlib.contextmanager
     def process(self, *words, socket_path=None, cpu=None, **options):
         """A process, once its socket is there."""
@@ -102,9 +106,9 @@ def named(found, name):
 @contextlib.contextmanager
 def floors(tools):
     def take():
-        yield named(tools.micro("ping-pong", 0, CPUS[0], cpu=CPUS[0])["ping-pong"], "floor/ping-pong-one-core")
+        yield named(tools.placed_floor(CPUS[0]), "floor/ping-pong-one-core")
         if len(CPUS) > 1:
-            yield named(tools.micro("ping-pong", 0, CPUS[1], cpu=CPUS[0])["ping-pong"], "floor/ping-pong-two-cores")
+            yield named(tools.placed_floor(CPUS[1]), "floor/ping-pong-two-cores")
             yield named(tools.spinning_floor(), "floor/ping-pong-spinning")
         for name in ("sendmsg", "bulk", "memcpy"):
             yield named(tools.micro(name)[name], f"floor/{name}")
