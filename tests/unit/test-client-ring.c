@@ -259,14 +259,22 @@ TEST(large, "what-an-entry-has-no-room-for-goes-over-the-socket-and-keeps-its-pl
     stop(&peer);
 }
 
-/* Takes a command, and answers over the socket once that is asked for. */
-static void answer_late(struct peer *peer)
+/* Takes a command, and polls no more: what is not taken by then is taken back. */
+static struct ob_ring_entry *take_and_close(struct peer *peer)
 {
     struct end *end = peer->arg;
     struct ob_ring_entry *e = await(peer, false);
 
-    end->ring->accepts = 0;
     atomic_fetch_add(&e->state, OB_RING_TAKEN - OB_RING_READY);
+    end->ring->accepts = 0;
+    return e;
+}
+
+static void answer_late(struct peer *peer)
+{
+    struct end *end = peer->arg;
+    struct ob_ring_entry *e = take_and_close(peer);
+
     await(peer, true);
     e->state = ob_ring_next_turn(end->at++);
     answer(peer, e, 0, 0x1234);
@@ -290,15 +298,16 @@ TEST(asks, "the-answer-is-asked-for-by-who-does-not-want-to-look-any-longer")
     }
 }
 
+/* Takes a command, and answers, if at all, when it is too late. */
 static void answer_never(struct peer *peer)
 {
     struct end *end = peer->arg;
-    struct ob_ring_entry *e = await(peer, true);
+    struct ob_ring_entry *e = take_and_close(peer);
 
-    end->ring->accepts = 0;
     while (!end->told)
         sched_yield();
-    answer(peer, e, EIO, 0); /* too late, and dropped */
+    if (e->state & OB_RING_ASKED)
+        answer(peer, e, EIO, 0);
     peer_serve(peer);
 }
 
