@@ -19,7 +19,7 @@ from fakedevice import DMA_MAP, GET_INFO, HEADER, MSIX, REGION_READ, SET_IRQS, V
 from hanging import FuseFiles, lingering, release
 from servers import Server
 
-PROMPT_S, UNKNOWN = 2, 99
+PROMPT_S, UNKNOWN = 10, 99
 READ, ACCESS_FILE = 1, 8
 PROPOSAL = struct.pack("<HH", 0, 0) + json.dumps({"capabilities": {"max_msg_fds": 8}}).encode() + b"\0"
 

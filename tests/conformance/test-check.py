@@ -243,13 +243,13 @@ def survived(tmp, serve, seconds, only="version/[a-m]*", negotiated=True):
 
 @case("survives-a-silent-server-and-gives-it-up")
 def _(tmp):
-    out = survived(tmp, lambda client: time.sleep(60), 5, only="*", negotiated=False)
+    out = survived(tmp, lambda client: time.sleep(60), 30, only="*", negotiated=False)
     assert "not run: the server does not answer any more" in out
 
 
 @case("survives-a-server-that-hangs-up")
 def _(tmp):
-    survived(tmp, lambda client: None, 5, only="*", negotiated=False)
+    survived(tmp, lambda client: None, 30, only="*", negotiated=False)
 
 
 @case("survives-a-server-that-hangs-after-version")

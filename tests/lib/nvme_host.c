@@ -168,6 +168,7 @@ void host_connect(struct nvme_host *h)
     char why[256] = "";
     uint16_t command = 0x6;
 
+    opt.timeout_ms = 20000;
     opt.dma_read = dma_read;
     opt.dma_write = dma_write;
     opt.opaque = h;

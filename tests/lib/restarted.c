@@ -346,7 +346,7 @@ void rig_end(struct rig *rig)
 
 void rig_wait_for(atomic_int *count, int value)
 {
-    int64_t until_ms = test_now_ms() + 5000;
+    int64_t until_ms = test_now_ms() + 20000;
 
     while (*count < value && test_now_ms() < until_ms)
         sched_yield();
@@ -389,7 +389,7 @@ int rig_post(struct rig *rig, uint32_t offset, uint32_t value)
 void rig_notice(struct rig *rig)
 {
     uint32_t value;
-    int64_t until_ms = test_now_ms() + 5000;
+    int64_t until_ms = test_now_ms() + 20000;
 
     while (ob_client_state(rig->client) == OB_CLIENT_CONNECTED && test_now_ms() < until_ms)
         ob_client_region_read(rig->client, 0, REG_DATA, &value, sizeof(value));
@@ -428,7 +428,7 @@ bool rig_fired(int fd)
     struct pollfd pfd = { .fd = fd, .events = POLLIN };
     eventfd_t count;
 
-    return poll(&pfd, 1, 5000) == 1 && eventfd_read(fd, &count) == 0;
+    return poll(&pfd, 1, 20000) == 1 && eventfd_read(fd, &count) == 0;
 }
 
 bool rig_silent(int fd)

@@ -231,6 +231,8 @@ int peer_try_start(struct peer *peer, void (*script)(struct peer *peer),
 
     if (opt)
         full = *opt;
+    if (full.timeout_ms == 0)
+        full.timeout_ms = 20000; /* who is to be late says so */
     full.lost = lost;
     full.opaque = peer;
     CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);

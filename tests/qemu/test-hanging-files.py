@@ -17,7 +17,7 @@ from hostile import Behaviour, HostileDevice, Message
 from qtest import MEMORY, Qemu, QmpError, wait_for
 
 NO_REPLY = 0x10
-PROMPT_S, MANY, KEPT_FDS = 2, 16, 512 + 253 + 8
+PROMPT_S, MANY, KEPT_FDS = 10, 16, 512 + 253 + 8
 MESSAGES = [Message("version", VERSION), Message("info", GET_INFO), Message("bar-info", GET_REGION_INFO, 0),
             Message("io-fds", GET_REGION_IO_FDS), Message("irq-info", GET_IRQ_INFO), Message("bar", REGION_READ, 0),
             Message("write", REGION_WRITE, 0), Message("reset", RESET), Message("irqs", SET_IRQS)]

@@ -204,7 +204,7 @@ def _(tmp):
 def _(tmp):
     """The machine waits for it once, and not at unplugging."""
     with FakeDevice(tmp / "s", config_space(pin=1), irqs={INTX: 1}) as fake, \
-            Qemu(tmp, *device(tmp / "s", x_msg_timeout=1000)) as vm:
+            Qemu(tmp, *device(tmp / "s", x_msg_timeout=4000)) as vm:
         for command in (RESET, SET_IRQS, REGION_WRITE, REGION_READ):
             fake.on[command] = lambda *_: None
         start = time.monotonic()
@@ -213,8 +213,8 @@ def _(tmp):
         vm.qmp("device_del", id="dev")
         vm.port_write(0xAE08, 4, 1 << 4)
         vm.wait_event("DEVICE_DELETED", device="dev")
-        assert time.monotonic() - start < 2, "waited more than once"
-        vm.wait_said("no answer within 1000 ms")
+        assert time.monotonic() - start < 8, "waited more than once"
+        vm.wait_said("no answer within 4000 ms")
 
 
 @case("unplugging-does-not-wait-for-a-silent-server")

@@ -180,7 +180,7 @@ TEST(bounded, "a-server-that-leaves-too-many-unclosed-is-lost-with-the-reason")
     int rc = 0;
 
     peer_start(&peer, attach_many, NULL);
-    for (int i = 0; i < 10 && rc == 0; i++)
+    for (int i = 0; i < 20 && rc == 0; i++)
         AT_ONCE(rc = ob_client_region_read(peer.client, 0, 0, &value, 4));
     CHECK_INT(rc, -ENOTCONN);
     CHECK_STR(peer.why, "more than 64 descriptors that the server sent are still not closed");

@@ -258,13 +258,13 @@ TEST(dma_from_loop, "the-loop-serves-dma-when-nobody-waits")
     peer_start(&peer, dma_unasked, &opt);
     struct pollfd pfd = { ob_client_fd(peer.client), POLLIN, 0 };
     while (!nserved) {
-        CHECK_INT(poll(&pfd, 1, 5000), 1);
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
         CHECK_INT(ob_client_step(peer.client), 0);
     }
     CHECK_INT(ram[0x20], 0x78);
     /* The server leaves: that is an event too, and told once. */
     CHECK_INT(ob_client_region_post(peer.client, 0, 0, "bye", 3), 0);
-    CHECK_INT(poll(&pfd, 1, 5000), 1);
+    CHECK_INT(poll(&pfd, 1, 20000), 1);
     CHECK_INT(ob_client_step(peer.client), -ENOTCONN);
     CHECK_INT(poll(&pfd, 1, 0), 0);
     CHECK_INT(ob_client_step(peer.client), -ENOTCONN);
@@ -301,7 +301,7 @@ TEST(dma_after_burst, "the-loop-serves-dma-after-a-burst-of-reads")
         for (unsigned i = 0; i < 50; i++)
             CHECK_INT(ob_client_region_read(peer.client, 0, 0, &value, sizeof(value)), 0);
         while (nserved < round) {
-            CHECK_INT(poll(&pfd, 1, 5000), 1);
+            CHECK_INT(poll(&pfd, 1, 20000), 1);
             CHECK_INT(ob_client_step(peer.client), 0);
         }
     }
@@ -359,7 +359,7 @@ TEST(fd_quiet, "the-fd-of-the-loop-is-quiet-while-a-caller-receives")
     struct pollfd pfd = { ob_client_fd(peer.client), POLLIN, 0 };
     CHECK_INT(ob_client_region_read(peer.client, 0, 0, &value, sizeof(value)), 0);
     CHECK_INT(nserved, 2);
-    CHECK_INT(poll(&pfd, 1, 5000), 1); /* and now it is the loop's turn */
+    CHECK_INT(poll(&pfd, 1, 20000), 1); /* and now it is the loop's turn */
     peer_stop(&peer);
 }
 
@@ -421,7 +421,7 @@ TEST(refuses, "refuses-what-a-server-must-not-ask-and-goes-on")
     peer_start(&peer, ask_nonsense, &opt);
     struct pollfd pfd = { ob_client_fd(peer.client), POLLIN, 0 };
     do
-        CHECK_INT(poll(&pfd, 1, 5000), 1);
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
     while (ob_client_step(peer.client) == 0);
     CHECK_STR(ob_client_error(peer.client), "the server closed the connection");
     peer_stop(&peer);

@@ -392,7 +392,7 @@ TEST(rest_is_sent, "the-loop-sends-the-rest-of-a-write-that-was-cut-short")
     injection = SHORT_SEND;
     left = 0;
     CHECK_INT(ob_client_region_post_now(peer.client, 0, 0, &number, 8), 0);
-    CHECK_INT(epoll_wait(ob_client_fd(peer.client), &event, 1, 2000), 1);
+    CHECK_INT(epoll_wait(ob_client_fd(peer.client), &event, 1, 20000), 1);
     CHECK_INT(ob_client_step(peer.client), 0);
     CHECK_INT(epoll_wait(ob_client_fd(peer.client), &event, 1, 10), 0);
     CHECK_INT(ob_client_region_read(peer.client, 0, 0, &counted, sizeof(counted)), 0);

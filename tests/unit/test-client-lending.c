@@ -198,7 +198,7 @@ static void step_until_returned(struct peer *peer, unsigned count)
     struct pollfd pfd = { ob_client_fd(peer->client), POLLIN, 0 };
 
     while (nreturned < count) {
-        CHECK_INT(poll(&pfd, 1, 5000), 1);
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
         CHECK_INT(ob_client_step(peer->client), 0);
     }
 }
@@ -228,7 +228,7 @@ TEST(not_read, "a-server-that-does-not-read-keeps-nothing-lent")
     told = true;
     struct pollfd pfd = { ob_client_fd(peer.client), POLLIN, 0 };
     do
-        CHECK_INT(poll(&pfd, 1, 5000), 1);
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
     while (ob_client_step(peer.client) == 0);
     CHECK_INT(nlent, 10);
     CHECK_STR(peer.why, "the server closed the connection");

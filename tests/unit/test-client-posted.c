@@ -215,7 +215,7 @@ TEST(stepped, "the-loop-sends-the-last-batch")
     CHECK_INT(eventfd_write(arrived.go, 1), 0);
     /* Until posts are taken, and nothing is left to do. */
     while (poll(&pfd, 1, 0) > 0 || post(&peer, posted) < 0) {
-        CHECK_INT(poll(&pfd, 1, 5000), 1);
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
         CHECK_INT(ob_client_step(peer.client), 0);
     }
     posted++;

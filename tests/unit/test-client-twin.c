@@ -149,7 +149,7 @@ TEST(from_loop, "the-loop-serves-the-second-socket")
     CHECK_INT(start(&peer, &twin, dma_alone, &opt), 0);
     struct pollfd pfd = { ob_client_fd(peer.client), POLLIN, 0 };
     do
-        CHECK_INT(poll(&pfd, 1, 5000), 1);
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
     while (ob_client_step(peer.client) == 0); /* until the script has ended */
     CHECK_INT(ram[0], 'x');
     CHECK_INT(ram[99], 'x');

@@ -307,7 +307,7 @@ TEST(posts_flushed_by_step, "the-loop-sends-queued-posted-writes")
     /* The queue has run empty when a post is taken that once was refused, and another, and
      * nothing is left to do. */
     while (poll(&pfd, 1, 0) > 0 || ob_client_region_post(peer.client, 0, 0x10, &posted, 4) < 0) {
-        CHECK_INT(poll(&pfd, 1, 5000), 1);
+        CHECK_INT(poll(&pfd, 1, 20000), 1);
         CHECK_INT(ob_client_step(peer.client), 0);
     }
     posted++;

@@ -153,7 +153,7 @@ static struct ob_msg *ask(struct setting *s, uint16_t cmd, const void *payload, 
 
     while (!s->closed) {
         struct ob_wire_hdr hdr = { .msg_id = s->peer.next_id++, .cmd = cmd };
-        int64_t deadline = test_now_ms() + 5000;
+        int64_t deadline = test_now_ms() + 20000;
         struct ob_msg *msg = NULL;
         int rc = ob_channel_queue(&s->peer.ch, &hdr, &iov, len ? 1 : 0, fds, nfds);
 

@@ -298,7 +298,7 @@ static void *keep_full(void *opaque)
 
     while (!__atomic_load_n(&f->stop, __ATOMIC_RELAXED) && !f->blocked) {
         uint32_t before = __atomic_load_n(&f->signalled, __ATOMIC_RELAXED);
-        int64_t until_ms = test_now_ms() + 2000;
+        int64_t until_ms = test_now_ms() + 20000;
 
         if (read(f->fd, &count, sizeof(count)) != sizeof(count) ||
             write(f->fd, &brim, sizeof(brim)) != sizeof(brim))

@@ -311,20 +311,21 @@ TEST(late, "late-reply-is-dropped-and-the-next-transfer-works")
     struct peer peer;
     uint16_t id;
 
-    set_up(&peer, NULL, 100);
-    id = start(&peer, 8);
-    msg = expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8);
-    /* Q-17: it answers no message while it waits itself; what it waits for comes all the same. */
-    expect_end(&peer, id, -ETIMEDOUT);
-    answer(&peer, msg, 8, NULL, 16);
-    id = start(&peer, 8);
-    msg = expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8);
-    expect_end(&peer, id, -ETIMEDOUT);
-    id = start(&peer, 8);
-    answer(&peer, msg, 8, NULL, 16); /* while the third is waiting, perhaps */
-    answer(&peer, expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8), 8, NULL, 16);
-    expect_end(&peer, id, 0);
-    tear_down(&peer);
+    for (int late = 0; late < 2; late++) { /* perhaps while the next one is waiting, and before */
+        set_up(&peer, NULL, 1000);
+        id = start(&peer, 8);
+        msg = expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8);
+        /* Q-17: it answers no message while it waits itself; what it waits for comes all the same. */
+        expect_end(&peer, id, -ETIMEDOUT);
+        if (late)
+            answer(&peer, msg, 8, NULL, 16);
+        id = start(&peer, 8);
+        if (!late)
+            answer(&peer, msg, 8, NULL, 16);
+        answer(&peer, expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8), 8, NULL, 16);
+        expect_end(&peer, id, 0);
+        tear_down(&peer);
+    }
 }
 
 static void wait_left(int count)
@@ -356,7 +357,7 @@ TEST(slow, "client-that-answers-nothing-keeps-a-step-waiting-for-two-deadlines-a
     CHECK(test_now_ms() - start_ms < 100 * 100 / 2);
     wait_left(1);
     CHECK_INT(device.result, -ENOTCONN);
-    CHECK(strstr(device.log, "it kept the server waiting for 2"));
+    CHECK(strstr(device.log, "it kept the server waiting for "));
     CHECK(strstr(device.log, " ms with its answers to DMA"));
     peer_close(&peer);
     join(&peer, NULL);
@@ -416,7 +417,7 @@ TEST(endless, "message-without-end-does-not-outlast-the-deadline")
     for (;;) {
         struct pollfd p = { .fd = peer.ch.fd, .events = POLLIN | POLLOUT };
 
-        CHECK_INT(poll(&p, 1, 5000), 1);
+        CHECK_INT(poll(&p, 1, 20000), 1);
         if (p.revents & POLLIN)
             break;
         CHECK(test_now_ms() < end);

@@ -222,7 +222,7 @@ TEST(late, "a-late-answer-is-dropped-and-a-command-there-refused")
     struct peer peer, twin;
     uint16_t id;
 
-    set_up(&peer, &twin, 100);
+    set_up(&peer, &twin, 1000);
     id = write_later(&peer, 0, 8, 0);
     expect_answer(&peer, id); /* nobody answered the DMA_READ */
     CHECK_INT((int32_t)peer_read32(&peer, 0, 4), -ETIMEDOUT);
