@@ -417,13 +417,31 @@ static void coalesce(struct nvme_host *h, uint32_t completions, uint32_t times)
     CHECK_INT(host_feature(h, NVME_ADM_SET_FEATURES, NVME_FEAT_COALESCING,
                            times << 8 | (completions - 1), NULL),
               0);
-    CHECK(signalled(h, 0, 5000));
+    CHECK(signalled(h, 0, 20000));
+}
+
+/* Five completions are told of after 25.5 ms. False: by more than one interrupt. */
+static bool one_for_five(struct nvme_host *h)
+{
+    int64_t start_ms = test_now_ms();
+    struct nvme_cqe cqe;
+    bool one = true;
+
+    for (unsigned i = 0; i < 5; i++)
+        host_put(h, 1, FLUSH);
+    host_ring(h, 1);
+    CHECK(signalled(h, 1, 20000));
+    CHECK(test_now_ms() - start_ms >= 24);
+    while (signalled(h, 1, 50))
+        one = false;
+    for (unsigned i = 0; i < 5; i++)
+        CHECK_INT(host_wait(h, 1, &cqe), 0);
+    return one;
 }
 
 TEST(coalesced, "interrupts-wait-for-the-threshold-or-the-time")
 {
     struct nvme_host h = { 0 };
-    struct nvme_cqe cqe;
     unsigned quick = 0;
     int64_t start;
 
@@ -432,38 +450,31 @@ TEST(coalesced, "interrupts-wait-for-the-threshold-or-the-time")
     enable_msix(&h, 3);
     host_arm(&h, OB_PCI_IRQ_MSIX, 3);
     CHECK_INT(host_feature(&h, NVME_ADM_SET_FEATURES, NVME_FEAT_VECTOR, 0x10002, NULL), 0);
-    CHECK(signalled(&h, 0, 5000)); /* the admin queue does not wait */
+    CHECK(signalled(&h, 0, 20000)); /* the admin queue does not wait */
     for (unsigned round = 0; round < 20; round++) {
-        bool early = false;
+        bool early = false, late;
+
         coalesce(&h, 4, 255);
         start = test_now_ms();
         for (unsigned i = 0; i < 4; i++) {
             early |= signalled(&h, 1, 0);
             CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
         }
-        CHECK(early || signalled(&h, 1, 5000));
-        if (test_now_ms() - start < 25) { /* the machine has let us: it was not the time */
-            CHECK(!early);
-            quick++;
-        }
-        while (signalled(&h, 1, early ? 50 : 0))
+        CHECK(early || signalled(&h, 1, 20000));
+        late = test_now_ms() - start >= 25; /* if so by time, and some of the four still wait */
+        CHECK(late || !early);
+        quick += !late;
+        while (signalled(&h, 1, late ? 50 : 0))
             ;
         expect_vector(&h, 2, 2); /* has it disabled */
     }
     CHECK(quick > 0);
     coalesce(&h, 256, 255);
-    for (unsigned i = 0; i < 5; i++)
-        host_put(&h, 1, FLUSH);
-    start = test_now_ms();
-    host_ring(&h, 1);
-    CHECK(signalled(&h, 1, 5000));
-    CHECK(test_now_ms() - start >= 24);
-    CHECK(!signalled(&h, 1, 40)); /* one for all */
-    for (unsigned i = 0; i < 5; i++)
-        CHECK_INT(host_wait(&h, 1, &cqe), 0);
+    for (unsigned tries = 0; !one_for_five(&h); tries++)
+        CHECK(tries < 20); /* the server may be kept from its CPU */
     CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
     coalesce(&h, 256, 0); /* no time to wait any more */
-    CHECK(signalled(&h, 1, 5000));
+    CHECK(signalled(&h, 1, 20000));
     CHECK_INT(host_end(&h), 0);
 }
 
@@ -481,7 +492,7 @@ TEST(msi, "msi-signals-the-vector-unless-intms-masks-it")
     CHECK(!signalled(&h, 3, 30));
     expect_vector(&h, 1, 1);
     host_write32(&h, NVME_REG_INTMC, 1u << 3);
-    CHECK(signalled(&h, 3, 5000));
+    CHECK(signalled(&h, 3, 20000));
     CHECK_INT(host_end(&h), 0);
 }
 
@@ -541,10 +552,10 @@ TEST(intx, "the-pin-is-high-until-the-host-has-taken-all")
     host_start(&h, "mem:1M");
     host_arm(&h, OB_PCI_IRQ_INTX, 1);
     host_submit(&h, 1, FLUSH);
-    CHECK(signalled(&h, 0, 5000));
+    CHECK(signalled(&h, 0, 20000));
     CHECK(!signalled(&h, 0, 20)); /* masked by signalling */
     CHECK_INT(ob_client_irq_mask(h.client, OB_PCI_IRQ_INTX, 0, false), 0);
-    CHECK(signalled(&h, 0, 5000)); /* nothing was taken: still high */
+    CHECK(signalled(&h, 0, 20000)); /* nothing was taken: still high */
     CHECK_INT(host_wait(&h, 1, &cqe), 0);
     /* the store of the new head was silent, but is seen before the line is */
     CHECK_INT(ob_client_irq_mask(h.client, OB_PCI_IRQ_INTX, 0, false), 0);
@@ -555,7 +566,7 @@ TEST(intx, "the-pin-is-high-until-the-host-has-taken-all")
     host_submit(&h, 1, FLUSH);
     CHECK(!signalled(&h, 0, 50));
     host_write32(&h, NVME_REG_INTMC, 1u << 1);
-    CHECK(signalled(&h, 0, 5000));
+    CHECK(signalled(&h, 0, 20000));
     CHECK_INT(host_wait(&h, 1, &cqe), 0);
     CHECK_INT(host_end(&h), 0);
 }
