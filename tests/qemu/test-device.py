@@ -97,7 +97,8 @@ def _(tmp):
         fake.on[REGION_WRITE] = slow
         for posted in (True, False):
             seen.clear()
-            with Qemu(tmp, *device(tmp / "s", x_no_posted_writes="off" if posted else "on")) as vm:
+            with Qemu(tmp, *device(tmp / "s", x_msg_timeout=20000,
+                                    x_no_posted_writes="off" if posted else "on")) as vm:
                 pci = vm.pci(4)
                 pci.assign(0)
                 start = time.monotonic()
