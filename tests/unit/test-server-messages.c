@@ -315,7 +315,7 @@ TEST(late, "late-reply-is-dropped-and-the-next-transfer-works")
         set_up(&peer, NULL, 1000);
         id = start(&peer, 8);
         msg = expect_request(&peer, OB_CMD_DMA_WRITE, BASE, 8);
-        /* it answers no message while it waits itself; what it waits for comes all the same. */
+        /* it answers no message while it waits itself; what it waits for comes still. */
         expect_end(&peer, id, -ETIMEDOUT);
         if (late)
             answer(&peer, msg, 8, NULL, 16);
