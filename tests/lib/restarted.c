@@ -281,6 +281,7 @@ struct ob_client_options rig_options(struct rig *rig, int reconnect_ms)
 {
     struct ob_client_options opt = OB_CLIENT_OPTIONS_INIT;
 
+    opt.timeout_ms = 20000;
     opt.reconnect_ms = reconnect_ms;
     opt.interrupted = on_interrupted;
     opt.resumed = on_resumed;
