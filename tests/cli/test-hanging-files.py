@@ -56,7 +56,7 @@ class Client:
     def server_stopped(self):
         os.kill(self.server, signal.SIGSTOP)
         try:
-            while pathlib.Path(f"/proc/{self.server}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            while pathlib.Path(f"/proc/{self.server}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
                 time.sleep(0.001)
             yield
         finally:
