@@ -205,6 +205,16 @@ void ob_fd_seal(int fd);
 /* Whether too many of the owner's wait to be closed for its peer to be given more to send. Any
  * thread, cheap. */
 bool ob_discard_is_full(const void *owner);
+/* Who waits for that to change. fd is an eventfd that does not block; 1 is added to it whenever
+ * something was closed. Changed and asked for by one thread, which looks again once it is on. */
+struct ob_discard_watch {
+    int fd;
+    bool on;
+    struct ob_discard_watch *next;
+};
+void ob_discard_watch(struct ob_discard_watch *watch);
+/* One that is not on is left alone. */
+void ob_discard_unwatch(struct ob_discard_watch *watch);
 /* Starts the thread for those that may make it wait, in a process that shall start none later. 0 or
  * a negative errno. */
 int ob_discard_init(void);

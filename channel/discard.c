@@ -19,7 +19,8 @@
  *
  * The closer may hang in one of them, and all others then wait behind it. Each has an owner, and an
  * owner with more than OB_DISCARD_MAX of them takes nothing more from its peer:
- * ob_discard_is_full(). Many that are closed in their turn do no harm.
+ * ob_discard_is_full(). Many that are closed in their turn do no harm. Who waits for room is told
+ * of each that was closed: ob_discard_watch().
  * Should there be no room at all, descriptors stay open until the process ends.
  *
  * The end of the process closes descriptors as well, and there the kernel waits.
@@ -59,10 +60,21 @@ static struct {
 } waiting[ROOM];
 static uint64_t given, done; /* to the closer, and by it, which works in order */
 static int64_t progress_ns;  /* when it closed the last one, or began */
-static pid_t closer_of;      /* the process that has the thread: none is inherited by fork() */
-static pid_t runs_in;        /* the process in which it runs */
+static struct ob_discard_watch *watches;
+static pid_t closer_of; /* the process that has the thread: none is inherited by fork() */
+static pid_t runs_in;   /* the process in which it runs */
 /* written under the lock */
 static unsigned nwaiting;
+
+/* syscalls: write */
+static void tell_locked(void)
+{
+    static const uint64_t one = 1;
+
+    for (const struct ob_discard_watch *watch = watches; watch; watch = watch->next)
+        while (write(watch->fd, &one, sizeof(one)) < 0 && errno == EINTR)
+            ;
+}
 
 /* syscalls: close */
 static void *closer(void *unused)
@@ -89,6 +101,7 @@ static void *closer(void *unused)
         pthread_mutex_lock(&lock);
         progress_ns = ob_now_ns();
         done++;
+        tell_locked();
         pthread_cond_broadcast(&changed);
     }
     return NULL;
@@ -132,6 +145,29 @@ bool ob_discard_is_full(const void *owner)
            (mine > OB_DISCARD_MAX && ob_now_ns() - progress_ns > HANGS_NS);
     pthread_mutex_unlock(&lock);
     return full;
+}
+
+void ob_discard_watch(struct ob_discard_watch *watch)
+{
+    pthread_mutex_lock(&lock);
+    watch->next = watches;
+    watches = watch;
+    watch->on = true;
+    pthread_mutex_unlock(&lock);
+}
+
+void ob_discard_unwatch(struct ob_discard_watch *watch)
+{
+    struct ob_discard_watch **p = &watches;
+
+    if (!watch->on)
+        return;
+    pthread_mutex_lock(&lock);
+    while (*p != watch)
+        p = &(*p)->next;
+    *p = watch->next;
+    watch->on = false;
+    pthread_mutex_unlock(&lock);
 }
 
 /* A thread that cannot be had now is tried for with the next one. False: no room. */

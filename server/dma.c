@@ -180,6 +180,7 @@ static void sweep(struct ob_server *server)
         unmap_progress(server->session);
 }
 
+/* Another thread has let memory go, or closed what keeps newcomers out. */
 /* syscalls: read */
 static void on_wake(void *opaque, uint32_t events)
 {
@@ -187,8 +188,10 @@ static void on_wake(void *opaque, uint32_t events)
     uint64_t count;
 
     (void)events;
-    if (read(server->dma.wake_fd, &count, sizeof(count)) == sizeof(count))
+    if (read(server->dma.wake_fd, &count, sizeof(count)) == sizeof(count)) {
         sweep(server);
+        ob_lobby_reopen(server);
+    }
 }
 
 /* The mapping is found no more. It goes at the next sweep, if nobody holds it then. */

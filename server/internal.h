@@ -160,7 +160,8 @@ struct ob_server {
 
     int listen_fd;
     struct ob_source *listener;
-    uid_t socket_uid; /* who shall have the socket file; -1: as it comes */
+    struct ob_discard_watch room; /* on while nobody is let in */
+    uid_t socket_uid;             /* who shall have the socket file; -1: as it comes */
     gid_t socket_gid;
     uid_t allowed[OB_ALLOWED_UIDS_MAX]; /* to connect; none: everybody */
     unsigned nallowed;
@@ -215,6 +216,7 @@ void ob_log(struct ob_server *server, enum ob_log_level level, const char *fmt, 
 /* ---- lobby.c: listening, accepting, negotiating ------------------------------------------- */
 
 void ob_lobby_admit(struct ob_server *server); /* those who waited for the last client to leave */
+void ob_lobby_reopen(struct ob_server *server);
 void ob_lobby_fini(struct ob_server *server);
 
 /* ---- session.c: the client ---------------------------------------------------------------- */

@@ -293,22 +293,39 @@ static void turn_away(struct ob_server *server)
     server->spare_fd = fcntl(server->wake_fd, F_DUPFD_CLOEXEC, 0);
 }
 
+static bool is_full(const struct ob_server *server)
+{
+    return ob_discard_is_full(server) || ob_discard_is_full(strangers(server));
+}
+
 /*
  * As long as clients have left too much behind that cannot be closed, nobody is let in: each
- * connection could leave more. Then the listener reports each newcomer once, and does not go on
- * reporting those who wait.
+ * connection could leave more. Then newcomers are not watched for, but what is closed; the last of
+ * it may have been just before that.
  */
 static bool is_closed(struct ob_server *server)
 {
-    bool closed = ob_discard_is_full(server) || ob_discard_is_full(strangers(server));
+    bool closed = is_full(server);
 
-    if (closed && !(server->listener->events & EPOLLET))
+    if (closed && !server->room.on) {
         ob_log(server, OB_LOG_ERROR,
                "nobody can connect: more than %u descriptors that clients sent are still not "
                "closed",
                OB_DISCARD_MAX);
-    ob_source_mod(server, server->listener, closed ? EPOLLIN | EPOLLET : EPOLLIN);
+        server->room.fd = server->dma.wake_fd;
+        ob_discard_watch(&server->room);
+        closed = is_full(server);
+    }
+    if (!closed)
+        ob_discard_unwatch(&server->room);
+    ob_source_mod(server, server->listener, closed ? 0 : EPOLLIN);
     return closed;
+}
+
+void ob_lobby_reopen(struct ob_server *server)
+{
+    if (server->room.on)
+        is_closed(server);
 }
 
 static void listener_ready(void *opaque, uint32_t events)
@@ -430,6 +447,7 @@ void ob_lobby_fini(struct ob_server *server)
 {
     struct stat st;
 
+    ob_discard_unwatch(&server->room);
     while (server->lobby)
         lobby_drop(server->lobby);
     if (server->listen_fd >= 0)
