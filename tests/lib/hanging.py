@@ -79,6 +79,7 @@ class FuseFiles:
     def open(self):
         self.socket.send(b"x")
         _, fds, _, _ = socket.recv_fds(self.socket, 1, 1)
+        self.socket.recv(1)
         return fds[0]
 
 
@@ -147,6 +148,7 @@ def run(where, fd, test):
             file = os.open(f"{where}/file", os.O_RDWR)
             socket.send_fds(asked, [b"x"], [file])
             os.close(file)
+            asked.send(b"x")  # killed in the middle of that it would wait for an answer of its own
 
 
 if __name__ == "__main__":
