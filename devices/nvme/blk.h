@@ -13,6 +13,9 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+/* Data that poll() copies, or has the kernel copy, before others have their turn. */
+#define BLK_POLL_BYTES (1u << 20)
+
 enum blk_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_ZERO, BLK_DISCARD };
 
 /* What a request of a file does next; see blk_file.c. */

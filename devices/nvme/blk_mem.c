@@ -12,8 +12,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define POLL_BYTES (1u << 20) /* done in one poll() */
-
 struct blk_mem {
     struct blk base;
     uint8_t *bytes; /* NULL: writes go nowhere, and zeros are read */
@@ -79,7 +77,7 @@ static bool mem_poll(struct blk *blk)
     m->fifo.first = NULL;
     if (!work.first)
         return false;
-    while (bytes < POLL_BYTES && (req = blk_fifo_pop(&work))) {
+    while (bytes < BLK_POLL_BYTES && (req = blk_fifo_pop(&work))) {
         bytes += req->len;
         run(m, req);
     }

@@ -101,13 +101,23 @@ static bool read_cached(struct blk_uring *u, struct blk_req *req)
     return false;
 }
 
+/* What is copied in the call that begins it, or may be. */
+static uint64_t copied(const struct blk_uring *u, const struct blk_req *req)
+{
+    if (req->stage == STAGE_FILL)
+        return req->iov->iov_len;
+    return req->stage == STAGE_IO && u->base.direct_fd < 0 ? req->len : 0;
+}
+
 /* syscalls: io_uring_enter */
 static bool start(struct blk_uring *u)
 {
     struct io_uring_sqe *sqe;
+    uint64_t bytes = 0;
     bool any = false;
 
-    while (u->todo.first) {
+    while (u->todo.first && bytes < BLK_POLL_BYTES) {
+        bytes += copied(u, u->todo.first);
         if (read_cached(u, u->todo.first)) {
             blk_fifo_push(&u->finished, blk_fifo_pop(&u->todo));
         } else if (u->busy < RING_ENTRIES && (sqe = io_uring_get_sqe(&u->ring))) {

@@ -91,6 +91,43 @@ TEST(ring, "the-ring-does-block-io-and-nothing-else")
     blk_close(blk);
 }
 
+#define READS 16u
+
+static unsigned ndone;
+
+static void count(struct blk_req *req, int rc)
+{
+    (void)req;
+    CHECK_INT(rc, 0);
+    ndone++;
+}
+
+/* The kernel copies what is in its cache in the call that asks for it. */
+TEST(turns, "a-ring-copies-a-mebibyte-and-then-others-have-their-turn")
+{
+    static uint8_t data[BLK_POLL_BYTES];
+    struct blk *blk = open_image(host_image("disk.img", sizeof(data), 1), false, BLK_AIO_URING);
+    struct blk_req reqs[READS];
+    struct iovec iov[READS];
+    unsigned polls = 0;
+
+    CHECK_INT(pread(blk->fd, data, sizeof(data), 0), sizeof(data));
+    for (unsigned i = 0; i < READS; i++) {
+        iov[i] = (struct iovec){ data, sizeof(data) };
+        reqs[i] = (struct blk_req){
+            .op = BLK_READ, .len = sizeof(data), .iov = &iov[i], .niov = 1, .done = count
+        };
+        blk->ops->submit(blk, &reqs[i]);
+    }
+    ndone = 0;
+    for (int64_t end = test_now_ms() + 10000; ndone < READS && test_now_ms() < end; polls++) {
+        blk->ops->poll(blk);
+    }
+    CHECK_INT(ndone, READS);
+    CHECK(polls >= READS);
+    blk_close(blk);
+}
+
 /* ---- Threads ------------------------------------------------------------------------------- */
 
 static int result = 1;
