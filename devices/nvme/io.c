@@ -210,6 +210,7 @@ static uint16_t dataset_management(struct nvme_cmd *cmd)
     cmd->ranges = calloc(n, sizeof(*cmd->ranges));
     if (!cmd->ranges)
         return NVME_INTERNAL_ERROR;
+    c->listed += n;
     cmd->nranges = n;
     cmd->range = 0;
     status = nvme_copy_from_host(c, &cmd->sqe, cmd->ranges, n * (uint32_t)sizeof(*cmd->ranges));

@@ -30,6 +30,7 @@
 #define NVME_INLINE_SEGS       4u          /* in the command itself; more are allocated */
 #define NVME_INFLIGHT_MAX      128u        /* commands fetched from one queue at a time */
 #define NVME_BOUNCE_MAX        (64u << 20) /* bytes of data on their way through buffers of ours */
+#define NVME_LISTED_MAX        65536u      /* pieces of data, and ranges, in lists: 72 bytes each */
 #define NVME_BURST             32u /* commands fetched from one queue before it is another's turn */
 #define NVME_AERS_MAX          4u  /* AERL + 1 */
 #define NVME_EVENTS_MAX        8u  /* kinds of asynchronous events that may wait */
@@ -71,6 +72,7 @@ struct nvme_data {
     struct iovec *iov; /* what the backend gets; it changes them */
     struct ob_dma_ref *refs;
     unsigned niov, nrefs;
+    unsigned room; /* of iov and refs, where they are allocated */
     void *bounce;
     struct iovec inline_iov[NVME_INLINE_SEGS];
     struct ob_dma_ref inline_refs[NVME_INLINE_SEGS];
@@ -215,6 +217,7 @@ struct nvme_ctrl {
     unsigned turn;     /* I/O submission queue that is served first next time */
     unsigned inflight; /* requests with the backend */
     uint64_t bounced;  /* bytes of bounce buffers */
+    unsigned listed;   /* pieces of data, and ranges, in lists of commands */
     bool intx;         /* level */
     int64_t hold_ns;   /* the first that a completion queue's interrupt waits for, or 0 */
 

@@ -126,8 +126,9 @@ static int map_seg(struct nvme_cmd *cmd, uint64_t address, uint32_t len, uint32_
     return 0;
 }
 
-static int reserve(struct nvme_data *data, unsigned n)
+static int reserve(struct nvme_cmd *cmd, unsigned n)
 {
+    struct nvme_data *data = &cmd->data;
     void *both;
 
     data->niov = data->nrefs = 0;
@@ -140,6 +141,8 @@ static int reserve(struct nvme_data *data, unsigned n)
         return -ENOMEM;
     data->iov = both;
     data->refs = (struct ob_dma_ref *)(data->iov + n);
+    data->room = n;
+    cmd->ctrl->listed += n;
     return 0;
 }
 
@@ -153,7 +156,7 @@ uint16_t nvme_data_map(struct nvme_cmd *cmd, bool to_host)
     if (status != NVME_OK)
         return status;
     /* At worst each page is a piece of its own. */
-    rc = reserve(&cmd->data, segs->n <= 1 && cmd->len <= NVME_PAGE ? 1 : cmd->len / NVME_PAGE + 2);
+    rc = reserve(cmd, segs->n <= 1 && cmd->len <= NVME_PAGE ? 1 : cmd->len / NVME_PAGE + 2);
     for (unsigned i = 0; rc == 0 && i < segs->n; i++)
         rc = map_seg(cmd, segs->seg[i].address, segs->seg[i].len,
                      to_host ? OB_DMA_WRITE : OB_DMA_READ);
@@ -196,6 +199,8 @@ void nvme_data_release(struct nvme_cmd *cmd)
         ob_dma_put(cmd->ctrl->server, &data->refs[i]);
     if (data->iov != data->inline_iov)
         free(data->iov);
+    cmd->ctrl->listed -= data->room;
+    data->room = 0;
     if (data->bounce)
         cmd->ctrl->bounced -= cmd->len;
     free(data->bounce);

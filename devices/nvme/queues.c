@@ -122,6 +122,8 @@ struct nvme_cmd *nvme_cmd_pop(struct nvme_cmd_list *list)
 static void cmd_clear(struct nvme_cmd *cmd)
 {
     nvme_data_release(cmd);
+    if (cmd->ranges)
+        cmd->ctrl->listed -= cmd->nranges;
     free(cmd->ranges);
     cmd->ranges = NULL;
 }
@@ -145,7 +147,7 @@ void nvme_cmd_done(struct nvme_cmd *cmd, uint16_t status)
     if (status != NVME_OK)
         nvme_log_error(c, cmd);
     if (!cmd->data.bounce)
-        nvme_data_release(cmd); /* the client may want its pages back before this is posted */
+        cmd_clear(cmd); /* the client may want its pages back before this is posted */
     if (c->resetting)
         nvme_cmd_free(cmd);
     else
@@ -279,7 +281,8 @@ static bool has_work(const struct nvme_ctrl *c, const struct nvme_sq *sq)
 {
     bool any = sq->again.first || (sq->free && sq->head != sq->tail);
 
-    return sq->live && !sq->deleter && any && (sq->id == 0 || c->bounced < NVME_BOUNCE_MAX);
+    return sq->live && !sq->deleter && any &&
+           (sq->id == 0 || (c->bounced < NVME_BOUNCE_MAX && c->listed < NVME_LISTED_MAX));
 }
 
 /* The next of an earlier process. False: the client left. */
