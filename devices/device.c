@@ -35,7 +35,7 @@ int ob_option_number(const char *name, const char *text, uint64_t min, uint64_t 
 
 int ob_parse_size(const char *text, uint64_t *out)
 {
-    static const char suffixes[] = "KMGT";
+    static const char suffixes[] = "KkMmGgTt";
     unsigned shift = 0;
     char *end;
 
@@ -46,10 +46,10 @@ int ob_parse_size(const char *text, uint64_t *out)
     if (errno)
         return -EINVAL;
     if (*end) {
-        const char *suffix = strchr(suffixes, *end & ~0x20); /* either case */
+        const char *suffix = strchr(suffixes, *end);
         if (!suffix || end[1])
             return -EINVAL;
-        shift = 10 * (unsigned)(suffix - suffixes + 1);
+        shift = 10 * (unsigned)((suffix - suffixes) / 2 + 1);
     }
     if (value > (uint64_t)INT64_MAX >> shift)
         return -EINVAL;

@@ -74,15 +74,17 @@ static int take_text(const char *name, const char *text, size_t max, const char 
 
 static int take_pci_id(const char *text, struct nvme_config *cfg, char *errbuf, size_t size)
 {
-    unsigned vendor, device;
-    int end = -1;
+    static const char hex[] = "0123456789abcdefABCDEF";
+    size_t vendor_len = strspn(text, hex);
+    const char *device = text + vendor_len + (text[vendor_len] == ':');
+    size_t device_len = strspn(device, hex);
+    unsigned long vendor = strtoul(text, NULL, 16);
 
-    /* NOLINTNEXTLINE(cert-err34-c): four digits cannot overflow, and the rest is checked */
-    if (sscanf(text, "%4x:%4x%n", &vendor, &device, &end) != 2 || end < 0 || text[end] ||
-        vendor == 0 || vendor == 0xffff)
+    if (vendor_len - 1 >= 4 || device_len - 1 >= 4 || text[vendor_len] != ':' ||
+        device[device_len] || vendor == 0 || vendor == 0xffff)
         return fail(errbuf, size, "--pci-id takes VENDOR:DEVICE in hexadecimal, not '%s'", text);
     cfg->pci_vendor = (uint16_t)vendor;
-    cfg->pci_device = (uint16_t)device;
+    cfg->pci_device = (uint16_t)strtoul(device, NULL, 16);
     return 0;
 }
 

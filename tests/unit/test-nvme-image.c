@@ -473,6 +473,9 @@ TEST(options, "wrong-options-are-told-precisely")
     expect_refusal(2, "--pci-id=1234", "mem:1M", "--pci-id takes VENDOR:DEVICE");
     expect_refusal(2, "--pci-id=12345:1", "mem:1M", "--pci-id takes VENDOR:DEVICE");
     expect_refusal(2, "--pci-id=1234:5678x", "mem:1M", "--pci-id takes VENDOR:DEVICE");
+    expect_refusal(2, "--pci-id=-1:2", "mem:1M", "--pci-id takes VENDOR:DEVICE"); /* 0xffff */
+    expect_refusal(2, "--pci-id=0x1:2", "mem:1M", "--pci-id takes VENDOR:DEVICE");
+    expect_refusal(2, "--pci-id=1: 2", "mem:1M", "--pci-id takes VENDOR:DEVICE");
     expect_refusal(2, "--read-only", NULL, "IMAGE is missing");
     expect_refusal(2, "mem:1M", "mem:2M", "there is one IMAGE, and no 'mem:2M' after it");
 }
@@ -491,6 +494,7 @@ TEST(images, "wrong-images-are-told-precisely")
     expect_refusal(1, "--lba=512", "mem:12Q", "'12Q' is not a size");
     expect_refusal(1, "--lba=512", "mem:1GB", "'1GB' is not a size");
     expect_refusal(1, "--lba=512", "mem:-1", "'-1' is not a size");
+    expect_refusal(1, "--lba=512", "null:1 ", "'1 ' is not a size");
     expect_refusal(1, "--lba=512", "null:99999999T", "is not a size");
     expect_refusal(1, "--lba=512", "mem:0", "has no room: give it a size, like mem:1G");
     expect_refusal(1, "--lba=4096", "mem:1K", "not a multiple of 4096");
