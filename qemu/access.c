@@ -226,6 +226,19 @@ int obq_access_unmask_intx(ObPci *d, bool wait_unlocked)
     return rc;
 }
 
+int obq_access_probe(ObPci *d)
+{
+    Wait wait;
+    struct ob_client *client = access_enter(d, true, &wait);
+    uint8_t id[2];
+    int rc =
+        client ? ob_client_region_read(client, OB_PCI_REGION_CONFIG, PCI_VENDOR_ID, id, sizeof(id))
+               : -ENOTCONN;
+
+    access_leave(d, &wait);
+    return rc;
+}
+
 void obq_access_drain(ObPci *d)
 {
     qatomic_set(&d->link.closing, true);

@@ -197,11 +197,46 @@ int obq_config_quiesce(ObPci *d)
     return config_forward_command(d, 0, false);
 }
 
+/* What the write makes us ask of the server with the BQL; NULL: nothing. */
+static const char *config_controls(const ObPci *d, uint32_t addr, int len)
+{
+    const PCIDevice *pdev = &d->parent_obj;
+
+    if (d->flr_offset && config_covers(addr, len, d->flr_offset, 1)) {
+        return "a reset";
+    }
+    if ((pdev->msix_cap && config_covers(addr, len, pdev->msix_cap + PCI_MSIX_FLAGS, 2)) ||
+        (pdev->msi_cap && config_covers(addr, len, pdev->msi_cap + PCI_MSI_FLAGS, 2))) {
+        return "a change of interrupts";
+    }
+    return NULL;
+}
+
+/*
+ * That is several requests with something half done, so the BQL stays. Whether the server answers
+ * at all is found out before, without it: one that hangs keeps the vCPU waiting, not the machine.
+ * False: the device was unplugged meanwhile.
+ */
+static bool config_await_server(ObPci *d, const char *what)
+{
+    int rc = obq_access_probe(d);
+
+    if (!d->link.client) {
+        return false;
+    }
+    obq_link_control(d, rc, what);
+    return true;
+}
+
 void obq_config_write(PCIDevice *pdev, uint32_t addr, uint32_t val, int len)
 {
     ObPci *d = OB_PCI(pdev);
+    const char *what = current_cpu ? config_controls(d, addr, len) : NULL;
     uint8_t bytes[4];
 
+    if (what && obq_link_alive(d) && !config_await_server(d, what)) {
+        return;
+    }
     stl_le_p(bytes, val);
     pci_default_write_config(pdev, addr, val, len);
     obq_link_limit(d, true);

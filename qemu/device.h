@@ -206,6 +206,9 @@ int obq_access_write(ObPci *d, uint32_t region, uint64_t offset, const void *dat
 int obq_access_post(ObPci *d, uint32_t region, uint64_t offset, const void *data, uint32_t count,
                     bool now);
 int obq_access_unmask_intx(ObPci *d, bool wait_unlocked);
+/* Waits, without the BQL, until the server has answered all that it was sent; for a vCPU's own
+ * access, with nothing half done. -ETIMEDOUT: it did not. The device may be torn down then. */
+int obq_access_probe(ObPci *d);
 /* Waits until nobody is inside the client. BQL; after obq_link_shutdown(). */
 void obq_access_drain(ObPci *d);
 

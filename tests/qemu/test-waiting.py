@@ -10,7 +10,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main
 from fakedevice import (CONFIG, DMA_UNMAP, GET_INFO, GET_IRQ_INFO, GET_REGION_INFO, INTX, MSIX, REGION_READ,
-                        REGION_WRITE, RESET, SET_IRQS, VERSION, FakeDevice, Gone, config_space)
+                        REGION_WRITE, RESET, SET_IRQS, VERSION, FakeDevice, Gone, config_space, msix_cap)
 from qtest import Qemu, QmpError, Serve, device, wait_for
 
 
@@ -179,6 +179,36 @@ def _(tmp):
                 assert blocked.wait(30)
                 assert vm.pci(0).config_read(0, 2) == 0x8086, f"the host bridge cannot be asked ({place})"
                 fake.drop()
+
+
+@case("vcpu-that-changes-interrupts-or-resets-waits-without-stopping-the-machine")
+def _(tmp):
+    """For a server that answers nothing at all any more."""
+    for cap, offset, value in ((msix_cap(4, 0x800, 0xC00), 0x42, 0x8000), (b"\x13\0\x06\x03\0\0", 0x44, 1)):
+        blocked = threading.Event()
+        # out 0xcf8, address; out 0xcfc + (offset & 3), value; hlt
+        code = (b"\x66\xb8" + struct.pack("<I", 1 << 31 | 4 << 11 | offset & ~3) + bytes.fromhex("baf80c 66ef ba") +
+                struct.pack("<HBH", 0xCFC + (offset & 3), 0xB8, value) + bytes.fromhex("ef f4ebfd"))
+        space = config_space(bars={0: 0}, caps=[(0x40, cap)])
+        with FakeDevice(tmp / "s", space, {0: 4096}, {MSIX: 4}) as fake, \
+                Qemu(tmp, *device(tmp / "s", x_msg_timeout=20000), "-S", code=code) as vm:
+            for command in (RESET, SET_IRQS, REGION_WRITE, REGION_READ):
+                fake.on[command] = lambda *_, blocked=blocked: blocked.set()
+            start = time.monotonic()
+            vm.qmp("cont")
+            assert blocked.wait(30)
+            for _ in range(20):
+                vm.qmp("query-status")
+            assert time.monotonic() - start < 15, "the monitor waited with the vCPU"
+            # Either way the vCPU goes on; it has not begun to write.
+            if value == 1:
+                fake.drop()
+                wait_for(lambda vm=vm: vm.get("dev", "connected") is False)
+                continue
+            vm.qmp("device_del", id="dev")
+            vm.port_write(0xAE08, 4, 1 << 4)
+            vm.qmp("stop")
+            vm.wait_event("DEVICE_DELETED", device="dev")
 
 
 @case("unplug-wakes-a-waiting-vcpu")
