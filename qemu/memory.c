@@ -16,6 +16,13 @@ static bool section_shared(MemoryRegion *mr)
     return qemu_ram_is_shared(mr->ram_block) && memory_region_get_fd(mr) >= 0;
 }
 
+static bool fd_keeps_size(int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    return seals >= 0 && (seals & F_SEAL_SHRINK);
+}
+
 /* The part of a section that the server gets, in whole pages of it. */
 static bool section_change(const ObPci *d, const MemoryRegionSection *section,
                            struct ob_dma_change *out)
@@ -47,17 +54,25 @@ static bool section_change(const ObPci *d, const MemoryRegionSection *section,
     return true;
 }
 
-/* Only guest RAM is worth a word: firmware, video memory and the like are always private. */
-static void warn_private(ObPci *d, MemoryRegion *mr)
+/* Only guest RAM is worth a word: firmware, video memory and the like are always private. A file of
+ * it that can be cut is handed out all the same, as SPDK and huge pages of a mount need it. */
+static void warn_ram(ObPci *d, MemoryRegion *mr)
 {
     Object *owner = memory_region_owner(mr);
 
-    if (!section_shared(mr) && owner && object_dynamic_cast(owner, "memory-backend")) {
+    if (!owner || !object_dynamic_cast(owner, "memory-backend")) {
+        return;
+    }
+    if (!section_shared(mr)) {
         warn_report_once(
             "%s (%s): guest RAM is not shared memory, so DMA goes by messages, which is "
             "slow. To share it: -object memory-backend-memfd,id=ram,size=SIZE,share=on "
             "-machine memory-backend=ram (SIZE as in -m)",
             obq_type_name(d), d->link.name);
+    } else if (!fd_keeps_size(memory_region_get_fd(mr))) {
+        warn_report_once("%s (%s): guest RAM is in a file that the server could cut, which would "
+                         "end the machine: memory-backend-memfd seals it",
+                         obq_type_name(d), d->link.name);
     }
 }
 
@@ -71,7 +86,7 @@ static void region_add_cb(MemoryListener *listener, MemoryRegionSection *section
         return;
     }
     if (section_change(d, section, &change)) {
-        warn_private(d, section->mr);
+        warn_ram(d, section->mr);
         g_array_append_val(d->dma.changes, change);
     }
 }

@@ -52,6 +52,19 @@ def _(tmp):
     assert text.count("not shared memory") == 1 and "share=on" in text, text
 
 
+@case("ram-that-the-server-could-cut-is-warned-of-once")
+def _(tmp):
+    text = "guest RAM is in a file that the server could cut"
+    for backend, said in (("memfd,seal=on", 0), ("memfd,seal=off", 1), (f"file,mem-path={tmp}/ram", 1)):
+        ram = ["-m", "64", "-object", f"memory-backend-{backend},id=ram,size=64M,share=on",
+               "-machine", "memory-backend=ram"]
+        with FakeDevice(tmp / "s") as fake, Qemu(tmp, *device(tmp / "s"), ram=ram) as vm:
+            assert any(m["fd"] >= 0 for m in fake.maps.values()), "it is not shared"
+            if said:
+                vm.wait_said(text)
+            assert vm.stderr().count(text) == said, vm.stderr()
+
+
 def check_handed_out(tmp, ram):
     with FakeDevice(tmp / "s") as fake, Qemu(tmp, *device(tmp / "s"), ram=ram) as vm:
         vm.write_bytes(0x100000, b"here")
