@@ -21,7 +21,8 @@ int ob_option_number(const char *name, const char *text, uint64_t min, uint64_t 
     char *end;
 
     errno = 0;
-    uint64_t value = strtoull(text, &end, 0);
+    bool hex = text[0] == '0' && (text[1] | 0x20) == 'x';
+    uint64_t value = strtoull(text, &end, hex ? 16 : 10); /* 010 is ten to everybody */
     /* strtoull() itself takes a sign and leading space. */
     if (!isdigit((unsigned char)*text) || *end || errno || value < min || value > max) {
         snprintf(errbuf, errbuf_size,

@@ -463,6 +463,7 @@ TEST(options, "wrong-options-are-told-precisely")
     expect_refusal(2, "--queues=0", "mem:1M", "--queues takes a number from 1 to 64, not '0'");
     expect_refusal(2, "--queues=65", "mem:1M", "not '65'");
     expect_refusal(2, "--queues=many", "mem:1M", "not 'many'");
+    expect_refusal(2, "--queues=0100", "mem:1M", "not '0100'"); /* a hundred, and not 64 */
     expect_refusal(2, "--doorbells=x", "mem:1M", "--doorbells takes trapped or mapped, not 'x'");
     expect_refusal(2, "--cache=x", "mem:1M", "--cache takes writeback or none, not 'x'");
     expect_refusal(2, "--aio=x", "mem:1M", "--aio takes auto, uring or threads, not 'x'");
