@@ -79,6 +79,9 @@ static void obq_pci_reset(DeviceState *dev)
 {
     ObPci *d = OB_PCI(dev);
 
+    if (!d->flr) { /* before which a vCPU has asked: config.c */
+        obq_probe_all("a reset");
+    }
     if (!obq_link_alive(d)) {
         return;
     }

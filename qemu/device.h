@@ -212,6 +212,10 @@ int obq_access_probe(ObPci *d);
 /* Waits until nobody is inside the client. BQL; after obq_link_shutdown(). */
 void obq_access_drain(ObPci *d);
 
+/* probe.c: before something is asked of one server after the other, with the BQL: those that answer
+ * nothing at all count as gone, all within one deadline. */
+void obq_probe_all(const char *what);
+
 /* event.c: sends an event of QMP, OBQ_EVENT_*; reason is NULL, or why the server is not there. */
 #define OBQ_EVENT_LOST   "__outboard_SERVER_LOST"
 #define OBQ_EVENT_REGAIN "__outboard_SERVER_REGAINED"

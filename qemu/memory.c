@@ -140,6 +140,9 @@ static void commit_cb(MemoryListener *listener)
 {
     ObPci *d = container_of(listener, ObPci, dma.listener);
 
+    if (d->dma.changes->len && d->dma.listening) {
+        obq_probe_all("a change of guest memory");
+    }
     if (d->dma.changes->len && !d->dma.error && obq_link_alive(d)) {
         apply_changes(d);
     }

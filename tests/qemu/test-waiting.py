@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """What a server that dies, hangs or takes its time costs the machine."""
+import contextlib
 import pathlib
 import struct
 import sys
@@ -9,7 +10,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from case import case, main
-from fakedevice import (CONFIG, DMA_UNMAP, GET_INFO, GET_IRQ_INFO, GET_REGION_INFO, INTX, MSIX, REGION_READ,
+from fakedevice import (CONFIG, DMA_MAP, DMA_UNMAP, GET_INFO, GET_IRQ_INFO, GET_REGION_INFO, INTX, MSIX, REGION_READ,
                         REGION_WRITE, RESET, SET_IRQS, VERSION, FakeDevice, Gone, config_space, msix_cap)
 from qtest import Qemu, QmpError, Serve, device, wait_for
 
@@ -245,6 +246,27 @@ def _(tmp):
         vm.wait_event("DEVICE_DELETED", device="dev")
         assert time.monotonic() - start < 8, "waited more than once"
         vm.wait_said("no answer within 4000 ms")
+
+
+@case("several-servers-that-hang-cost-a-reset-or-a-change-of-memory-one-deadline")
+def _(tmp):
+    ram = ["-m", "64M,slots=2,maxmem=1G", "-object", "memory-backend-memfd,id=ram,size=64M,share=on", "-machine",
+           "memory-backend=ram", "-object", "memory-backend-memfd,id=more,size=128M,share=on"]
+    for change in (lambda vm: vm.qmp("system_reset"), lambda vm: vm.qmp("device_add", driver="pc-dimm", memdev="more")):
+        with contextlib.ExitStack() as stack:
+            fakes = [stack.enter_context(FakeDevice(tmp / f"s{i}", config_space(pin=1), irqs={INTX: 1}))
+                     for i in range(8)]
+            plugs = [word for i in range(8) for word in
+                     ("-device", f"vfio-user-pci,id=d{i},addr={4 + i},socket={tmp}/s{i},x-msg-timeout=4000")]
+            vm = stack.enter_context(Qemu(tmp, *plugs, ram=ram))
+            for fake in fakes[1:]:
+                for command in (RESET, SET_IRQS, REGION_WRITE, REGION_READ, DMA_MAP, DMA_UNMAP):
+                    fake.on[command] = lambda *_: None
+            start = time.monotonic()
+            change(vm)
+            wait_for(lambda vm=vm: not any(vm.get(f"d{i}", "connected") for i in range(1, 8)))
+            assert time.monotonic() - start < 16, "each of them made the machine wait"
+            assert vm.get("d0", "connected"), "a server that answers was given up"
 
 
 @case("unplugging-does-not-wait-for-a-silent-server")
