@@ -35,6 +35,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -69,11 +70,8 @@ static unsigned nwaiting;
 /* syscalls: write */
 static void tell_locked(void)
 {
-    static const uint64_t one = 1;
-
     for (const struct ob_discard_watch *watch = watches; watch; watch = watch->next)
-        while (write(watch->fd, &one, sizeof(one)) < 0 && errno == EINTR)
-            ;
+        eventfd_write(watch->fd, 1);
 }
 
 /* syscalls: close */

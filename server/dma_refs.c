@@ -16,7 +16,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/eventfd.h>
 
 #define SLOTS_FIRST 64u
 #define SLOTS_APART 8u /* where threads begin to look for a free one */
@@ -99,13 +99,11 @@ static bool is_live(const struct ob_dma_map *map)
 /* syscalls: write */
 static void let_go(struct ob_dma_table *table, struct ob_dma_hold *slot)
 {
-    static const uint64_t one = 1;
     struct ob_dma_map *map = __atomic_exchange_n(&slot->map, NULL, __ATOMIC_SEQ_CST);
 
     if (is_live(map) || __atomic_exchange_n(&table->check, true, __ATOMIC_SEQ_CST))
         return;
-    while (write(table->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-        ;
+    eventfd_write(table->wake_fd, 1);
 }
 
 void ob_dma_holds_mark(struct ob_dma_table *table)
