@@ -230,10 +230,7 @@ int obq_access_probe(ObPci *d)
 {
     Wait wait;
     struct ob_client *client = access_enter(d, true, &wait);
-    uint8_t id[2];
-    int rc =
-        client ? ob_client_region_read(client, OB_PCI_REGION_CONFIG, PCI_VENDOR_ID, id, sizeof(id))
-               : -ENOTCONN;
+    int rc = client ? obq_probe(client) : -ENOTCONN;
 
     access_leave(d, &wait);
     return rc;

@@ -212,8 +212,10 @@ int obq_access_probe(ObPci *d);
 /* Waits until nobody is inside the client. BQL; after obq_link_shutdown(). */
 void obq_access_drain(ObPci *d);
 
-/* probe.c: before something is asked of one server after the other, with the BQL: those that answer
- * nothing at all count as gone, all within one deadline. */
+/* probe.c: waits until the server has answered a read, and so all that it was sent before. */
+int obq_probe(struct ob_client *client);
+/* Before something is asked of one server after the other, with the BQL: those that answer
+ * nothing at all count as gone, all within one deadline. BQL. */
 void obq_probe_all(const char *what);
 
 /* event.c: sends an event of QMP, OBQ_EVENT_*; reason is NULL, or why the server is not there. */

@@ -20,14 +20,19 @@ typedef struct Probe {
     int rc;
 } Probe;
 
+int obq_probe(struct ob_client *client)
+{
+    uint8_t id[2];
+
+    return ob_client_region_read(client, OB_PCI_REGION_CONFIG, PCI_VENDOR_ID, id, sizeof(id));
+}
+
 /* DMA of the server may be served here, see dma.c. */
 static void *probe_thread(void *opaque)
 {
     Probe *probe = opaque;
-    uint8_t id[2];
 
-    probe->rc = ob_client_region_read(probe->d->link.client, OB_PCI_REGION_CONFIG, PCI_VENDOR_ID,
-                                      id, sizeof(id));
+    probe->rc = obq_probe(probe->d->link.client);
     return NULL;
 }
 
