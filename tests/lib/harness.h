@@ -28,7 +28,7 @@ _Noreturn void test_skip(const char *why);
 
 /* Number of open file descriptors of this process. */
 int test_count_fds(void);
-/* The same, when it is that number, or two seconds are over: descriptors that a peer sent are
+/* The same, when it is that number, or 20 seconds are over: descriptors that a peer sent are
  * closed by a thread of the library (channel/discard.c). */
 int test_settle_fds(int expected);
 /* A number that /proc/PID/status has, which must be there: "VmHWM", "Threads". */

@@ -461,7 +461,7 @@ TEST(coalesced, "interrupts-wait-for-the-threshold-or-the-time")
             CHECK_INT(host_do(&h, 1, FLUSH, NULL), 0);
         }
         CHECK(early || signalled(&h, 1, 20000));
-        late = test_now_ms() - start >= 25; /* if so by time, and some of the four still wait */
+        late = test_now_ms() - start >= 25; /* perhaps by the time, and some still wait */
         CHECK(late || !early);
         quick += !late;
         while (signalled(&h, 1, late ? 50 : 0))
